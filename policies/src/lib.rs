@@ -1,0 +1,38 @@
+//! The NetworkPolicy engine of moat, pure: values in, values out; no files, sockets or clocks.
+//!
+//! ```text
+//!   Namespace  Pod  Node  NetworkPolicy          (object: what a source hands over)
+//!        └──────┬─────────────┘
+//!               ▼ apply / delete / reset
+//!            Cluster ──┬── evaluate(flow) ─▶ Verdict and its reasons, straight from the policies
+//!                      └── commit() ───────▶ NodeDelta: programs and allow sets of each node's pods
+//! ```
+//!
+//! The words: a *policy* is an API object, a *rule* one entry of it. A policy's *subject* is the pods it
+//! selects; a *peer* is who a rule lets talk to them. A pod is *isolated* in a direction when some policy
+//! selects it there. A *verdict program* is what is left of all policies for one pod and direction: a few
+//! disjoint *port classes*, each with one *allow set* of peers. A set's *span* is the nodes that need it.
+//!
+//! `evaluate` and the compiler share only the objects; property tests hold the two together.
+
+mod block;
+mod flow;
+mod name;
+mod object;
+mod program;
+mod selector;
+
+pub use block::{Block, BlockError};
+pub use flow::{
+    Candidate, Endpoint, Family, Flow, Miss, Reason, RuleRef, Side, Traffic, UnknownEndpoint, Verdict,
+};
+pub use name::NamespacedName;
+pub use object::{
+    ContainerPort, Direction, Key, Labels, Namespace, NamespaceScope, NetworkPolicy, Node, Object, Peer, Peers,
+    Pod, PortMatch, PortRef, Ports, Protocol, Rule,
+};
+pub use program::{
+    Allow, AllowSet, Element, NodeDelta, PodPrograms, PortClass, PortRange, Program, ProgramId, SetChange, SetId,
+    SetKind,
+};
+pub use selector::{Operator, Requirement, Selector, SelectorError};
