@@ -19,6 +19,7 @@ mod block;
 mod flow;
 mod name;
 mod object;
+mod objects;
 mod program;
 mod selector;
 
@@ -28,11 +29,12 @@ pub use flow::{
 };
 pub use name::NamespacedName;
 pub use object::{
-    ContainerPort, Direction, Key, Labels, Namespace, NamespaceScope, NetworkPolicy, Node, Object, Peer, Peers,
-    Pod, PortMatch, PortRef, Ports, Protocol, Rule,
+    ContainerPort, Direction, Key, Labels, Namespace, NamespaceScope, NetworkPolicy, Node, Object, Peer,
+    Peers, Pod, PortMatch, PortRef, Ports, Protocol, Rule,
 };
+pub use objects::{NAMESPACE_NAME_LABEL, Objects};
 pub use program::{
-    Allow, AllowSet, Element, NodeDelta, PodPrograms, PortClass, PortRange, Program, ProgramId, SetChange, SetId,
-    SetKind,
+    Allow, AllowSet, Element, NodeDelta, PodPrograms, PortClass, PortRange, Program, ProgramId, SetChange,
+    SetId, SetKind,
 };
 pub use selector::{Operator, Requirement, Selector, SelectorError};

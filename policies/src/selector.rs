@@ -175,7 +175,11 @@ mod tests {
             (Operator::Exists, &[], false),
             (Operator::DoesNotExist, &[], true),
         ] {
-            assert_eq!(Selector::new([requirement("k", operator, values)]).matches(&none), met, "{operator:?}");
+            assert_eq!(
+                Selector::new([requirement("k", operator, values)]).matches(&none),
+                met,
+                "{operator:?}"
+            );
         }
     }
 

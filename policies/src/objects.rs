@@ -1,0 +1,103 @@
+//! The objects themselves, as they were handed over: what `evaluate` reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::{Key, Labels, Namespace, NamespacedName, NetworkPolicy, Node, Object, Pod};
+
+/// The label that every namespace has, with its own name.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// All objects, by kind and name.
+///
+/// Holds no finished pod: storing one removes it. A namespace always has [`NAMESPACE_NAME_LABEL`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    namespaces: BTreeMap<Arc<str>, Namespace>,
+    nodes: BTreeMap<Arc<str>, Node>,
+    pods: BTreeMap<NamespacedName, Pod>,
+    policies: BTreeMap<NamespacedName, NetworkPolicy>,
+}
+
+impl Objects {
+    /// No objects.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Stores an object in place of the one with its key.
+    pub fn insert(&mut self, object: Object) {
+        match object {
+            Object::Namespace(mut namespace) => {
+                name_label(&mut namespace.labels, &namespace.name);
+                self.namespaces.insert(namespace.name.clone(), namespace);
+            }
+            Object::Node(node) => {
+                self.nodes.insert(node.name.clone(), node);
+            }
+            Object::Pod(pod) if pod.finished => {
+                self.pods.remove(&pod.name);
+            }
+            Object::Pod(pod) => {
+                self.pods.insert(pod.name.clone(), pod);
+            }
+            Object::Policy(policy) => {
+                self.policies.insert(policy.name.clone(), policy);
+            }
+        }
+    }
+
+    /// Removes the object with this key, if there is one.
+    pub fn remove(&mut self, key: &Key) {
+        match key {
+            Key::Namespace(name) => drop(self.namespaces.remove(name)),
+            Key::Node(name) => drop(self.nodes.remove(name)),
+            Key::Pod(name) => drop(self.pods.remove(name)),
+            Key::Policy(name) => drop(self.policies.remove(name)),
+        }
+    }
+
+    /// The namespaces, by name.
+    pub fn namespaces(&self) -> &BTreeMap<Arc<str>, Namespace> {
+        &self.namespaces
+    }
+
+    /// The nodes, by name.
+    pub fn nodes(&self) -> &BTreeMap<Arc<str>, Node> {
+        &self.nodes
+    }
+
+    /// The pods that have not finished, by name.
+    pub fn pods(&self) -> &BTreeMap<NamespacedName, Pod> {
+        &self.pods
+    }
+
+    /// The policies, by name.
+    pub fn policies(&self) -> &BTreeMap<NamespacedName, NetworkPolicy> {
+        &self.policies
+    }
+
+    /// The labels of a namespace. One that no object describes has its name for a label: pods can be in it.
+    pub fn namespace_labels(&self, name: &Arc<str>) -> Labels {
+        self.namespaces.get(name).map(|n| n.labels.clone()).unwrap_or_else(|| implied_labels(name))
+    }
+}
+
+impl FromIterator<Object> for Objects {
+    fn from_iter<I: IntoIterator<Item = Object>>(objects: I) -> Self {
+        let mut all = Self::new();
+        objects.into_iter().for_each(|o| all.insert(o));
+        all
+    }
+}
+
+/// The labels of a namespace that no object describes.
+pub(crate) fn implied_labels(namespace: &Arc<str>) -> Labels {
+    let mut labels = Labels::new();
+    name_label(&mut labels, namespace);
+    labels
+}
+
+fn name_label(labels: &mut Labels, name: &Arc<str>) {
+    labels.insert(Arc::from(NAMESPACE_NAME_LABEL), name.clone());
+}
