@@ -151,14 +151,18 @@ impl NodeDelta {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetChange {
     /// The node needs it from now on.
-    Create(AllowSet),
-    /// Elements come and go; both sorted, disjoint, not both empty.
-    Update {
-        /// New elements; none of them was there.
-        add: Vec<Element>,
-        /// Elements that go; all of them were there.
-        remove: Vec<Element>,
-    },
+    Create(Arc<AllowSet>),
+    /// Elements come and go.
+    Update(Arc<SetUpdate>),
     /// The node needs it no longer.
     Delete,
+}
+
+/// Elements that come to an allow set and go from it: both sorted, disjoint, not both empty.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SetUpdate {
+    /// New elements; none of them was there.
+    pub add: Vec<Element>,
+    /// Elements that go; all of them were there.
+    pub remove: Vec<Element>,
 }
