@@ -1,0 +1,204 @@
+//! One pod interface: what was decided about it, and the names that follow from that.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use moat_policies::NamespacedName;
+use serde::{Deserialize, Serialize};
+
+/// What every host end's name begins with; eleven hex digits follow.
+pub const IFNAME_PREFIX: &str = "moat";
+
+/// The gateway that every pod has for IPv4: link-local, the same for all, held by no interface.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The gateway that every pod has for IPv6: link-local, the same for all, held by no interface.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// What an interface of a pod is known by: the runtime's container id and the interface's name in the pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AttachmentKey {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`, the name inside the pod.
+    pub ifname: String,
+}
+
+impl AttachmentKey {
+    /// The key of `ifname` in the container `container_id`.
+    pub fn new(container_id: impl Into<String>, ifname: impl Into<String>) -> Self {
+        Self { container_id: container_id.into(), ifname: ifname.into() }
+    }
+
+    /// The host end's name: always the same for the same key, so that a second try finds what a first one left.
+    pub fn host_ifname(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.container_id.as_bytes());
+        // Neither name can hold a NUL, so no two keys hash the same bytes.
+        hash.update(&[0]);
+        hash.update(self.ifname.as_bytes());
+        let digest = hash.finalize().to_hex();
+        format!("{IFNAME_PREFIX}{}", &digest.as_str()[..11])
+    }
+}
+
+impl fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of container {}", self.ifname, self.container_id)
+    }
+}
+
+/// Whether a link of this name can be the host end of one of our pods.
+pub fn is_host_ifname(name: &str) -> bool {
+    name.strip_prefix(IFNAME_PREFIX)
+        .is_some_and(|hex| hex.len() == 11 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// A pod interface: whose it is, where its two ends are, and which addresses it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`, the name inside the pod.
+    pub ifname: String,
+    /// The `name` of the network configuration that it was asked for by.
+    pub network: String,
+    /// The pod's namespace.
+    pub pod_namespace: String,
+    /// The pod's name.
+    pub pod_name: String,
+    /// `metadata.uid` of the pod, where the runtime told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// `CNI_NETNS`: the path of the pod's network namespace.
+    pub netns: PathBuf,
+    /// The name of the end in the node's namespace.
+    pub host_ifname: String,
+    /// The hardware address of the end in the node's namespace.
+    #[serde(with = "mac_text")]
+    pub host_mac: [u8; 6],
+    /// The hardware address of the pod's end.
+    #[serde(with = "mac_text")]
+    pub pod_mac: [u8; 6],
+    /// The pod's IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v4: Option<Ipv4Addr>,
+    /// The pod's IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<Ipv6Addr>,
+    /// The MTU of both ends, in bytes.
+    pub mtu: u32,
+}
+
+impl Attachment {
+    /// What it is known by.
+    pub fn key(&self) -> AttachmentKey {
+        AttachmentKey::new(&self.container_id, &self.ifname)
+    }
+
+    /// The pod's namespaced name.
+    pub fn pod(&self) -> NamespacedName {
+        NamespacedName::new(self.pod_namespace.as_str(), self.pod_name.as_str())
+    }
+
+    /// The pod's addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+/// The hardware addresses (host end, pod end) of a pod with these addresses.
+///
+/// They are explicit because an auto-assigned one may be rewritten behind our back (udev does), and then the
+/// permanent neighbour entries would be stale. Derived from the address, so that a capture can be read.
+pub(crate) fn macs(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> ([u8; 6], [u8; 6]) {
+    let [a, b, c, d] = match (v4, v6) {
+        (Some(v4), _) => v4.octets(),
+        (None, Some(v6)) => {
+            let o = v6.octets();
+            [o[12], o[13], o[14], o[15]]
+        }
+        (None, None) => [0; 4],
+    };
+    // The second-lowest bit of the first byte says "locally administered", the lowest "not multicast".
+    ([0x06, 0x6d, a, b, c, d], [0x02, 0x6d, a, b, c, d])
+}
+
+/// `aa:bb:cc:dd:ee:ff`.
+pub fn format_mac(mac: [u8; 6]) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+mod mac_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mac: &[u8; 6], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&super::format_mac(*mac))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 6], D::Error> {
+        let text = String::deserialize(d)?;
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().ok_or_else(|| D::Error::custom("a hardware address has six parts"))?;
+            *byte = u8::from_str_radix(part, 16).map_err(D::Error::custom)?;
+        }
+        match parts.next() {
+            None => Ok(mac),
+            Some(_) => Err(D::Error::custom("a hardware address has six parts")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_end_has_a_name_of_its_own_that_never_changes() {
+        let name = AttachmentKey::new("c0ffee", "eth0").host_ifname();
+        assert_eq!(name, AttachmentKey::new("c0ffee", "eth0").host_ifname());
+        assert_ne!(name, AttachmentKey::new("c0ffee", "eth1").host_ifname());
+        assert_ne!(name, AttachmentKey::new("c0ffe", "eeth0").host_ifname());
+        assert_eq!(name.len(), 15, "the kernel's limit");
+        assert!(is_host_ifname(&name));
+        assert!(!is_host_ifname("moat-vxlan"));
+        assert!(!is_host_ifname("eth0"));
+    }
+
+    #[test]
+    fn hardware_addresses_are_local_and_unicast() {
+        let (host, pod) = macs(Some(Ipv4Addr::new(10, 1, 2, 3)), None);
+        assert_eq!(format_mac(host), "06:6d:0a:01:02:03");
+        assert_eq!(format_mac(pod), "02:6d:0a:01:02:03");
+        let (host, pod) = macs(None, "fd00::a:1".parse().ok());
+        assert_eq!(format_mac(host), "06:6d:00:0a:00:01");
+        assert_eq!(host[0] & 3, 2);
+        assert_eq!(pod[0] & 3, 2);
+    }
+
+    #[test]
+    fn an_attachment_survives_its_text() {
+        let a = Attachment {
+            container_id: "c".into(),
+            ifname: "eth0".into(),
+            network: "moat".into(),
+            pod_namespace: "default".into(),
+            pod_name: "web-0".into(),
+            pod_uid: None,
+            netns: "/run/netns/x".into(),
+            host_ifname: AttachmentKey::new("c", "eth0").host_ifname(),
+            host_mac: [6, 0x6d, 10, 1, 0, 5],
+            pod_mac: [2, 0x6d, 10, 1, 0, 5],
+            v4: Some(Ipv4Addr::new(10, 1, 0, 5)),
+            v6: None,
+            mtu: 1500,
+        };
+        let text = serde_json::to_string(&a).unwrap();
+        assert!(text.contains(r#""pod_mac":"02:6d:0a:01:00:05""#));
+        assert_eq!(serde_json::from_str::<Attachment>(&text).unwrap(), a);
+    }
+}
