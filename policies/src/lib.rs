@@ -16,6 +16,8 @@
 //! `evaluate` and the compiler share only the objects; property tests hold the two together.
 
 mod block;
+mod evaluate;
+mod explain;
 mod flow;
 mod name;
 mod object;
@@ -24,6 +26,7 @@ mod program;
 mod selector;
 
 pub use block::{Block, BlockError};
+pub use evaluate::{Evaluator, Judgement, Party};
 pub use flow::{
     Candidate, Endpoint, Family, Flow, Miss, Reason, RuleRef, Side, Traffic, UnknownEndpoint, Verdict,
 };
@@ -35,6 +38,6 @@ pub use object::{
 pub use objects::{NAMESPACE_NAME_LABEL, Objects};
 pub use program::{
     Allow, AllowSet, Element, NodeDelta, PodPrograms, PortClass, PortRange, Program, ProgramId, SetChange,
-    SetId, SetKind,
+    SetId, SetKind, SetUpdate,
 };
 pub use selector::{Operator, Requirement, Selector, SelectorError};

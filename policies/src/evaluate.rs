@@ -1,0 +1,261 @@
+//! Decides one flow straight from the policies, and says why.
+//!
+//! Nothing here is shared with the compiler but the objects: property tests hold the two together.
+//!
+//! ```text
+//!   Endpoint ──resolve──▶ Party: a pod with the policies that isolate it, a node, or somebody outside
+//!   (Party, Party, traffic) ── for each family that both have ──▶ egress side of the source AND ingress side of the destination
+//! ```
+
+mod matching;
+mod party;
+mod reasons;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::{
+    Direction, Endpoint, Family, Flow, NamespacedName, NetworkPolicy, Objects, Pod, Rule, RuleRef, Traffic,
+    UnknownEndpoint, Verdict,
+};
+
+use matching::{Target, peers_match, ports_match};
+pub use party::Party;
+use party::{Families, Kind};
+
+impl Objects {
+    /// Whether a flow may pass, and why: straight from the policies.
+    ///
+    /// Reads all pods once, to know whose each address is. Who has many questions asks an [`Evaluator`].
+    pub fn evaluate(&self, flow: &Flow) -> Result<Verdict, UnknownEndpoint> {
+        Evaluator::new(self).evaluate(flow)
+    }
+}
+
+/// Answers questions about objects that do not change meanwhile.
+///
+/// Knows whose each address is. What it finds out about an endpoint is kept in a [`Party`], so that a matrix
+/// of n pods looks at each pod's policies once, not n times.
+#[derive(Debug)]
+pub struct Evaluator<'a> {
+    objects: &'a Objects,
+    holders: HashMap<IpAddr, Holder<'a>>,
+}
+
+/// Whose an address is.
+#[derive(Clone, Copy, Debug)]
+enum Holder<'a> {
+    /// One pod's.
+    Pod(&'a Pod),
+    /// Several pods': then it is nobody's.
+    Several,
+    /// A node's; `None`: several nodes'.
+    Node(Option<&'a Arc<str>>),
+}
+
+/// What [`Evaluator::judge`] says: a [`Verdict`] without its reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// Both sides allow it over one and the same family.
+    pub allowed: bool,
+    /// The source's egress side allows it over some family that both ends have.
+    pub egress: bool,
+    /// The destination's ingress side allows it over some family that both ends have.
+    pub ingress: bool,
+}
+
+impl<'a> Evaluator<'a> {
+    /// An evaluator of these objects.
+    pub fn new(objects: &'a Objects) -> Self {
+        let mut holders: HashMap<IpAddr, Holder<'a>> = HashMap::new();
+        let mut node_has = |address: IpAddr, node: Option<&'a Arc<str>>| {
+            holders
+                .entry(address)
+                .and_modify(|holder| match holder {
+                    Holder::Node(name) if *name != node => *name = None,
+                    _ => {}
+                })
+                .or_insert(Holder::Node(node));
+        };
+        for node in objects.nodes().values() {
+            node.addresses.iter().for_each(|&address| node_has(address, Some(&node.name)));
+        }
+        for pod in objects.pods().values().filter(|p| p.host_network) {
+            pod.addresses.iter().for_each(|&address| node_has(address, pod.node.as_ref()));
+        }
+        for pod in objects.pods().values().filter(|p| !p.host_network) {
+            for &address in &pod.addresses {
+                holders
+                    .entry(address)
+                    .and_modify(|holder| {
+                        *holder = match holder {
+                            Holder::Node(_) => Holder::Pod(pod),
+                            Holder::Pod(_) | Holder::Several => Holder::Several,
+                        }
+                    })
+                    .or_insert(Holder::Pod(pod));
+            }
+        }
+        Self { objects, holders }
+    }
+
+    /// Whether a flow may pass, and why.
+    pub fn evaluate(&self, flow: &Flow) -> Result<Verdict, UnknownEndpoint> {
+        let (source, destination) = (self.party(&flow.source)?, self.party(&flow.destination)?);
+        Ok(self.explain(&source, &destination, flow.traffic, flow.family))
+    }
+
+    /// The endpoint that a question is about in the end: an address that a pod holds is that pod.
+    pub fn resolve(&self, endpoint: &Endpoint) -> Endpoint {
+        match endpoint {
+            Endpoint::Address(address) => match self.holders.get(address) {
+                Some(Holder::Pod(pod)) => Endpoint::Pod(pod.name.clone()),
+                _ => endpoint.clone(),
+            },
+            Endpoint::Pod(_) => endpoint.clone(),
+        }
+    }
+
+    /// All that a question needs to know about one end.
+    pub fn party(&self, endpoint: &Endpoint) -> Result<Party<'a>, UnknownEndpoint> {
+        match endpoint {
+            Endpoint::Pod(name) => {
+                let pod = self.objects.pods().get(name).ok_or_else(|| UnknownEndpoint(name.clone()))?;
+                Ok(self.pod(pod))
+            }
+            Endpoint::Address(address) => Ok(match self.holders.get(address) {
+                Some(Holder::Pod(pod)) => self.pod(pod),
+                Some(Holder::Node(name)) => Party::node(*name, *address),
+                Some(Holder::Several) | None => Party::outside(*address),
+            }),
+        }
+    }
+
+    fn pod(&self, pod: &'a Pod) -> Party<'a> {
+        if pod.host_network {
+            let node = pod.node.as_ref().and_then(|name| self.objects.nodes().get(name));
+            return Party::host_pod(pod, node);
+        }
+        let mut isolating = [Vec::new(), Vec::new()];
+        for policy in self.policies_in(&pod.name.namespace).filter(|p| p.subject.matches(&pod.labels)) {
+            for direction in Direction::ALL {
+                if policy.rules(direction).is_some() {
+                    isolating[direction as usize].push(policy);
+                }
+            }
+        }
+        let sole = |family| {
+            let address = *pod.addresses.iter().find(|a| Family::of(a) == family)?;
+            Some((address, matches!(self.holders.get(&address), Some(Holder::Pod(_)))))
+        };
+        Party::pod(pod, self.objects.namespace_labels(&pod.name.namespace), isolating, sole)
+    }
+
+    fn policies_in(&self, namespace: &'a Arc<str>) -> impl Iterator<Item = &'a NetworkPolicy> {
+        let first = NamespacedName::new(namespace.clone(), "");
+        self.objects
+            .policies()
+            .range(first..)
+            .take_while(move |(name, _)| name.namespace == *namespace)
+            .map(|(_, policy)| policy)
+    }
+
+    /// Whether a flow may pass, without saying why.
+    pub fn judge(
+        &self,
+        source: &Party<'a>,
+        destination: &Party<'a>,
+        traffic: Traffic,
+        family: Option<Family>,
+    ) -> Judgement {
+        let mut all = Judgement { allowed: false, egress: false, ingress: false };
+        for family in Families::common(source, destination, family).iter() {
+            let pair = Pair { source, destination, traffic, family };
+            let (egress, ingress) = (pair.allows(Direction::Egress), pair.allows(Direction::Ingress));
+            all.egress |= egress;
+            all.ingress |= ingress;
+            all.allowed |= egress && ingress;
+        }
+        all
+    }
+}
+
+/// One question over one family; `family` is `None` where neither end's addresses are known.
+#[derive(Clone, Copy)]
+struct Pair<'p, 'a> {
+    source: &'p Party<'a>,
+    destination: &'p Party<'a>,
+    traffic: Traffic,
+    family: Option<Family>,
+}
+
+/// What decides one side over one family.
+enum Decision<'a> {
+    /// Allowed: one pod talks to itself.
+    Itself,
+    /// Allowed: a node and a pod on it.
+    OwnNode,
+    /// Allowed: no policy's subject, because it is a node or a hostNetwork pod.
+    HostNetwork,
+    /// Allowed: no policy's subject, because it is outside the cluster.
+    Outside,
+    /// Allowed: no policy selects the pod.
+    NotIsolated,
+    /// Allowed by this rule.
+    Rule(&'a NetworkPolicy, usize),
+    /// Denied: no rule allows it.
+    NoRule,
+}
+
+impl<'p, 'a> Pair<'p, 'a> {
+    /// The pod, node or outsider whose side it is, and the other one.
+    fn ends(&self, direction: Direction) -> (&'p Party<'a>, &'p Party<'a>) {
+        match direction {
+            Direction::Ingress => (self.destination, self.source),
+            Direction::Egress => (self.source, self.destination),
+        }
+    }
+
+    fn allows(&self, direction: Direction) -> bool {
+        !matches!(self.decide(direction), Decision::NoRule)
+    }
+
+    fn decide(&self, direction: Direction) -> Decision<'a> {
+        let (subject, peer) = self.ends(direction);
+        match &subject.kind {
+            Kind::Outside => Decision::Outside,
+            Kind::Node { .. } => Decision::HostNetwork,
+            Kind::Pod { .. } if subject.is_same_pod(peer) => Decision::Itself,
+            Kind::Pod { .. } if subject.is_on_node_of(peer) => Decision::OwnNode,
+            Kind::Pod { isolating, .. } => {
+                let isolating = &isolating[direction as usize];
+                if isolating.is_empty() {
+                    return Decision::NotIsolated;
+                }
+                for &policy in isolating {
+                    for (index, rule) in policy.rules(direction).unwrap_or_default().iter().enumerate() {
+                        if self.port_matches(direction, rule) && self.peer_matches(direction, policy, rule) {
+                            return Decision::Rule(policy, index);
+                        }
+                    }
+                }
+                Decision::NoRule
+            }
+        }
+    }
+
+    fn peer_matches(&self, direction: Direction, policy: &NetworkPolicy, rule: &Rule) -> bool {
+        peers_match(&rule.peers, &policy.name.namespace, self.ends(direction).1, self.family)
+    }
+
+    fn port_matches(&self, direction: Direction, rule: &Rule) -> bool {
+        let target = Target { destination: self.destination, direction, family: self.family };
+        ports_match(&rule.ports, self.traffic, target)
+    }
+}
+
+/// A rule's reference.
+fn rule_ref(policy: &NetworkPolicy, direction: Direction, index: usize) -> RuleRef {
+    RuleRef { policy: policy.name.clone(), direction, index }
+}
