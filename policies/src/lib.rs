@@ -16,16 +16,20 @@
 //! `evaluate` and the compiler share only the objects; property tests hold the two together.
 
 mod block;
+mod cluster;
 mod evaluate;
 mod explain;
 mod flow;
+mod hash;
 mod name;
 mod object;
 mod objects;
+mod prefixes;
 mod program;
 mod selector;
 
 pub use block::{Block, BlockError};
+pub use cluster::Cluster;
 pub use evaluate::{Evaluator, Judgement, Party};
 pub use flow::{
     Candidate, Endpoint, Family, Flow, Miss, Reason, RuleRef, Side, Traffic, UnknownEndpoint, Verdict,

@@ -57,6 +57,15 @@ impl Objects {
         }
     }
 
+    /// The keys of all objects.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        let namespaces = self.namespaces.keys().cloned().map(Key::Namespace);
+        let nodes = self.nodes.keys().cloned().map(Key::Node);
+        let pods = self.pods.keys().cloned().map(Key::Pod);
+        let policies = self.policies.keys().cloned().map(Key::Policy);
+        namespaces.chain(nodes).chain(pods).chain(policies)
+    }
+
     /// The namespaces, by name.
     pub fn namespaces(&self) -> &BTreeMap<Arc<str>, Namespace> {
         &self.namespaces

@@ -118,7 +118,12 @@ impl Selector {
 
     /// Whether an object with these labels is selected.
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.requirements.iter().all(|r| r.admits(labels.get(&r.key).map(|v| &**v)))
+        self.matches_by(|key| labels.get(key).map(|v| &**v))
+    }
+
+    /// Whether an object is selected whose label values this looks up.
+    pub(crate) fn matches_by<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.requirements.iter().all(|r| r.admits(value(&r.key)))
     }
 }
 
