@@ -1,2 +1,89 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: the chores of this repository, in Rust so that there is nothing else to install first.
+//!
+//! ```text
+//! setup ──▶ programs that the tests call (apt, go), once
+//! lab   ──▶ build release binaries ──▶ moat lab …
+//! test  ──▶ setup ──▶ build every binary ──▶ cargo test --workspace
+//! ci    ──▶ fmt, clippy, rustdoc, links, cargo deny ──▶ test
+//! bench ──▶ every benchmark, or one of them
+//! docs  ──▶ every link between our pages resolves; mdbook, where there is one
+//! ```
+//!
+//! Nothing here decides anything about moat: it calls cargo and what cargo built.
+
+mod bench;
+mod ci;
+mod docs;
+mod lab;
+mod process;
+mod setup;
+mod steps;
+mod test;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the moat repository.
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    after_help = "See it work:      cargo xtask lab run -f policies/examples/three-tier-web\n\
+                  Before a commit:  cargo xtask ci\n\n\
+                  Tools that are installed for the tests go to $MOAT_CACHE (default ~/.cache/moat)."
+)]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what the tests need and cargo cannot fetch (as root), or say which packages to install
+    Setup,
+    /// Build moat, moat-agent and moat-cni for release, then run `moat lab` with the arguments given
+    ///
+    /// `cargo xtask lab run -f DIR` builds node and pod namespaces for the manifests in DIR, sends real packets, and
+    /// prints the matrix; `lab up`, `lab probe` and `lab down` do it in steps. Needs no package; runs as root, and
+    /// without root where the kernel lets users make network namespaces.
+    Lab {
+        /// Handed to `moat lab` as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Run every test: set up, build, then `cargo test --workspace`, the lab with real packets included
+    Test {
+        /// Handed to `cargo test` as they are, e.g. `-p moat-policies` or a test's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Check everything that a change must pass: format, lints, rustdoc, links, licences, then every test
+    Ci,
+    /// Run the benchmarks and print their tables; the figures of record are in docs/figures.md
+    Bench {
+        /// Only this one
+        #[arg(value_enum)]
+        only: Option<bench::Bench>,
+    },
+    /// Check that every link between the repository's own pages resolves, and build the book where mdbook is installed
+    Docs,
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().chore {
+        Chore::Setup => setup::run(),
+        Chore::Lab { args } => lab::run(&args),
+        Chore::Test { args } => test::run(&args),
+        Chore::Ci => ci::run(),
+        Chore::Bench { only } => bench::run(only),
+        Chore::Docs => docs::run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `cargo xtask test`: every test there is, on a machine that has nothing but Rust.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{ExitCode, Stdio};
+use std::{env, io};
+
+use anyhow::{Context, Result};
+
+use crate::process::{cache, cargo, check};
+use crate::setup;
+use crate::steps::Steps;
+
+/// Sets up, builds, tests; ends with one line that says it all.
+pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
+    let mut steps = Steps::new("test", 3);
+    steps.step("programs that the tests call", setup::ensure)?;
+    // The end-to-end suites start these as processes of their own, so they must be there before any test runs.
+    steps.step("build the binaries", || check(&mut cargo(["build", "--workspace", "--bins"])))?;
+    let (tally, passed) = steps.step("run the tests", || tests(args))?;
+    let verdict = if passed { "all tests passed" } else { "TESTS FAILED" };
+    println!("xtask test: {verdict}: {tally} in {:.0} s", steps.seconds());
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs all of them even if some fail: one run says everything that is wrong.
+fn tests(args: &[OsString]) -> Result<(Tally, bool)> {
+    let mut command = cargo(["test", "--workspace", "--no-fail-fast"]);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let tools = [cache()?.join("bin")].into_iter().chain(env::split_paths(&path));
+    let tools = tools.chain(["/usr/sbin".into(), "/sbin".into()]);
+    command.args(args).env("PATH", env::join_paths(tools)?).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot run cargo test")?;
+    let mut tally = Tally::default();
+    if let Some(output) = child.stdout.take() {
+        let mut ours = io::stdout().lock();
+        for line in BufReader::new(output).lines() {
+            let line = line.context("cannot read cargo test's output")?;
+            writeln!(ours, "{line}")?;
+            tally.read(&line);
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    Ok((tally, status.success()))
+}
+
+/// The sum of the `test result:` lines, one of which each test binary prints.
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Tally {
+    /// Adds `test result: ok. 12 passed; 0 failed; 1 ignored; …`; other lines say nothing.
+    fn read(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else { continue };
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} ignored", self.passed, self.failed, self.ignored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn the_tally_is_the_sum_of_the_result_lines() {
+        let mut tally = Tally::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.00s",
+            "test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s",
+            "test a::b ... ok",
+            "the test result: none",
+        ] {
+            tally.read(line);
+        }
+        assert_eq!(tally, Tally { passed: 16, failed: 2, ignored: 1 });
+    }
+}
