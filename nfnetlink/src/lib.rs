@@ -1,1 +1,7 @@
-//! nfnetlink
+//! Netfilter's netlink.
+
+mod error;
+pub mod nft;
+mod wire;
+
+pub use error::{EncodeError, Error, Failure, Refusal};

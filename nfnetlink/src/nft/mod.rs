@@ -1,0 +1,40 @@
+//! nf_tables: what to write ([`Batch`] and what goes into it), the [`Socket`] that commits it, what the
+//! kernel holds, and the [`Events`] of everybody's commits.
+
+mod batch;
+mod chain;
+mod key;
+mod message;
+mod name;
+mod operation;
+mod rule;
+mod set;
+mod source;
+mod statement;
+mod table;
+pub mod userdata;
+mod verdict;
+
+pub use batch::Batch;
+pub use chain::{Base, Chain, ChainType, Hook, Policy};
+pub use key::{Field, Key, KeyType, Value};
+pub use name::{Family, IfName, Ref, TableId};
+pub use operation::{Object, Operation, Verb};
+pub use rule::{Position, Rule};
+pub use set::{Data, DataType, Element, Set};
+pub use source::{Base as PayloadBase, Ct, Direction, FibResult, Meta, Options, Source, ct_state, fib};
+pub use statement::{Cmp, IcmpError, Limit, Log, Operand, Reject, Statement};
+pub use table::{Table, table_flags};
+pub use userdata::UserData;
+pub use verdict::Verdict;
+
+use crate::wire::Writer;
+use name::encode_name;
+
+/// Writes an expression: its kind, and the attributes that `content` writes.
+fn expression(writer: &mut Writer, kind: &str, content: impl FnOnce(&mut Writer)) {
+    writer.nest(1, |w| {
+        w.string(1, kind);
+        w.nest(2, content);
+    });
+}
