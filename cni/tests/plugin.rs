@@ -1,4 +1,5 @@
 //! The plugin as a runtime runs it: the real binary, its environment, stdin, stdout and exit status.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails by panicking, as the test does")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;

@@ -1,3 +1,4 @@
 //! node-agent
 
+pub mod cni_server;
 pub mod podnet;
