@@ -1,1 +1,13 @@
-//! e2e
+mod cells;
+mod expected;
+mod glob;
+mod link;
+mod probe;
+mod space;
+mod predict;
+mod render;
+mod report;
+mod textfile;
+mod topology;
+mod world;
+pub use probe::*; pub use space::*; pub use cells::*; pub use expected::*; pub use predict::*; pub use render::*; pub use report::*; pub use textfile::*; pub use topology::*; pub use world::*;

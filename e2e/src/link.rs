@@ -1,0 +1,105 @@
+//! Links, addresses and routes of the fabric, by netlink, in the namespace of the thread that runs the task.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+
+/// The link with which a node, or the outside world, is on the fabric.
+pub(crate) const UPLINK: &str = "eth0";
+const BRIDGE: &str = "fabric";
+
+/// A netlink connection of the namespace that the task runs in.
+pub(crate) struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens it. Must run on a runtime.
+    pub(crate) fn open() -> io::Result<Self> {
+        let (connection, handle, _) = new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Sets a link up.
+    pub(crate) async fn up(&self, name: &str) -> io::Result<()> {
+        let message = LinkUnspec::new_with_name(name).up().build();
+        self.handle.link().set(message).execute().await.map_err(|e| failed(format!("set {name} up"), e))
+    }
+
+    /// Makes the fabric's bridge.
+    pub(crate) async fn add_bridge(&self) -> io::Result<()> {
+        let message = LinkBridge::new(BRIDGE).build();
+        self.handle.link().add(message).execute().await.map_err(|e| failed("add the fabric's bridge", e))
+    }
+
+    /// Makes a cable from the bridge, which must be here, to `UPLINK` in another namespace.
+    pub(crate) async fn add_cable(&self, port: &str, netns: RawFd) -> io::Result<()> {
+        let far_end = LinkUnspec::new_with_name(UPLINK).setns_by_fd(netns).build();
+        let cable = LinkVeth::new(port, UPLINK)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
+            .controller(index_of(BRIDGE)?)
+            .up()
+            .build();
+        self.handle.link().add(cable).execute().await.map_err(|e| failed(format!("add the cable {port}"), e))
+    }
+
+    /// Gives the uplink an address, usable at once (no duplicate address detection).
+    pub(crate) async fn add_address(&self, address: IpAddr, prefix_length: u8) -> io::Result<()> {
+        let mut request = self.handle.address().add(index_of(UPLINK)?, address, prefix_length);
+        request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        request.execute().await.map_err(|e| failed(format!("add {address}/{prefix_length}"), e))
+    }
+
+    /// Says that an address is on the fabric.
+    pub(crate) async fn add_neighbour_route(&self, to: IpAddr) -> io::Result<()> {
+        let what = || format!("route {to} to the fabric");
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to, if to.is_ipv4() { 32 } else { 128 })
+            .map_err(|e| io::Error::other(format!("{}: {e}", what())))?
+            .output_interface(index_of(UPLINK)?)
+            .scope(if to.is_ipv4() { RouteScope::Link } else { RouteScope::Universe })
+            .build();
+        self.handle.route().add(message).replace().execute().await.map_err(|e| failed(what(), e))
+    }
+
+    /// Says that a prefix is behind somebody on the fabric.
+    pub(crate) async fn add_route(&self, to: IpNet, via: IpAddr) -> io::Result<()> {
+        let what = || format!("route {to} via {via}");
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.network(), to.prefix_len())
+            .and_then(|m| m.gateway(via))
+            .map_err(|e| io::Error::other(format!("{}: {e}", what())))?
+            .output_interface(index_of(UPLINK)?)
+            .build();
+        self.handle.route().add(message).replace().execute().await.map_err(|e| failed(what(), e))
+    }
+}
+
+/// The number of a link of the calling thread's namespace.
+fn index_of(name: &str) -> io::Result<u32> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    rustix::net::netdevice::name_to_index(&socket, name)
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("no link {name}: {e}")))
+}
+
+fn failed(what: impl Into<String>, error: rtnetlink::Error) -> io::Error {
+    let what = what.into();
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            let cause = message.to_io();
+            io::Error::new(cause.kind(), format!("cannot {what}: {cause}"))
+        }
+        other => io::Error::other(format!("cannot {what}: {other}")),
+    }
+}
