@@ -57,6 +57,15 @@ impl Objects {
         }
     }
 
+    /// All objects, by kind and name.
+    pub fn into_objects(self) -> impl Iterator<Item = Object> {
+        let namespaces = self.namespaces.into_values().map(Object::Namespace);
+        let nodes = self.nodes.into_values().map(Object::Node);
+        let pods = self.pods.into_values().map(Object::Pod);
+        let policies = self.policies.into_values().map(Object::Policy);
+        namespaces.chain(nodes).chain(pods).chain(policies)
+    }
+
     /// The keys of all objects.
     pub fn keys(&self) -> impl Iterator<Item = Key> {
         let namespaces = self.namespaces.keys().cloned().map(Key::Namespace);

@@ -19,8 +19,6 @@ mod rules;
 mod selector_index;
 mod sets;
 mod subjects;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
