@@ -2,7 +2,7 @@
 
 use super::{Chain, Element, Operation, Position, Ref, Rule, Set, Table, TableId, encode_name, message};
 use crate::EncodeError;
-use crate::wire::{Messages, Writer, align, flags, message_type, subsystem};
+use crate::wire::{HEADER, Message, Messages, Writer, align, flags, message_type, subsystem};
 
 /// Attributes have 16-bit lengths, and so has the list of a message's elements: it is closed before this.
 const ELEMENTS: usize = 60_000;
@@ -173,6 +173,16 @@ impl Batch {
     /// What its message of that index does.
     pub fn operation(&self, index: usize) -> Option<Operation> {
         Operation::of(&Messages::new(self.as_bytes()).nth(index)?)
+    }
+
+    /// Its messages: all bytes, and as read.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (&[u8], Message<'_>)> {
+        let mut rest = self.as_bytes();
+        Messages::new(rest).map(move |message| {
+            let (bytes, tail) = rest.split_at(align(HEADER + message.body.len()));
+            rest = tail;
+            (bytes, message)
+        })
     }
 
     fn elements(

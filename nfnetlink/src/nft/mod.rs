@@ -3,12 +3,16 @@
 
 mod batch;
 mod chain;
+mod dump;
+mod events;
+mod info;
 mod key;
 mod message;
 mod name;
 mod operation;
 mod rule;
 mod set;
+mod socket;
 mod source;
 mod statement;
 mod table;
@@ -17,11 +21,15 @@ mod verdict;
 
 pub use batch::Batch;
 pub use chain::{Base, Chain, ChainType, Hook, Policy};
+pub use dump::Listing;
+pub use events::{Assembler, Commit, Event, Events};
+pub use info::{BaseInfo, ChainInfo, ElementView, RuleInfo, SetInfo, TableInfo};
 pub use key::{Field, Key, KeyType, Value};
 pub use name::{Family, IfName, Ref, TableId};
 pub use operation::{Object, Operation, Verb};
 pub use rule::{Position, Rule};
 pub use set::{Data, DataType, Element, Set};
+pub use socket::{Committed, Socket};
 pub use source::{Base as PayloadBase, Ct, Direction, FibResult, Meta, Options, Source, ct_state, fib};
 pub use statement::{Cmp, IcmpError, Limit, Log, Operand, Reject, Statement};
 pub use table::{Table, table_flags};

@@ -100,3 +100,9 @@ pub fn comment(data: &[u8]) -> Option<&str> {
     let text = find(data, COMMENT)?;
     std::str::from_utf8(text.strip_suffix(&[0]).unwrap_or(text)).ok()
 }
+
+/// The comment in the user data of a set or map.
+pub fn set_comment(data: &[u8]) -> Option<&str> {
+    let text = find(data, SET_COMMENT)?;
+    std::str::from_utf8(text.strip_suffix(&[0]).unwrap_or(text)).ok()
+}

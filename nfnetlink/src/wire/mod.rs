@@ -25,7 +25,6 @@ pub(crate) const ATTRIBUTE: usize = 4;
 pub(crate) mod flags {
     pub(crate) const REQUEST: u16 = 0x01;
     pub(crate) const ACK: u16 = 0x04;
-    pub(crate) const ECHO: u16 = 0x08;
     pub(crate) const DUMP_INTR: u16 = 0x10;
     pub(crate) const DUMP: u16 = 0x300;
     pub(crate) const REPLACE: u16 = 0x100;
