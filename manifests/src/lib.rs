@@ -1,1 +1,79 @@
-//! manifests
+//! Reads Kubernetes manifests strictly, as the API server would, into the engine's objects.
+//!
+//! ```text
+//!   files, folders, stdin ──read──▶ bytes ──▶ documents (YAML or JSON, each a tree that knows its lines)
+//!        ──▶ objects: Namespace, Node, Pod, NetworkPolicy; workloads ──▶ the pods that they stand for
+//! ```
+//!
+//! What the API server v1.36 would refuse on create is refused here, with file, document, line, field path and reason;
+//! all of an input's errors are told, and an input with an error gives no objects at all. So:
+//!
+//! - In a NetworkPolicy every field is read, and an unknown one is an error: a rule with `form` in place of `from`
+//!   would admit everybody. Elsewhere an unknown field is a [`Warning`], and of Pods and workloads only the fields
+//!   that moat reads are checked.
+//! - CIDRs and addresses have one form only: no leading zeros, no bits beyond the prefix, no IPv4-mapped IPv6. (v1.36
+//!   turns `StrictIPCIDRValidation` on for new objects; older servers took such values with a warning.)
+//! - Kinds that decide no verdict are skipped and counted. A kind or version of networking.k8s.io or
+//!   policy.networking.k8s.io that is not known, and another group's network policies, are errors: verdicts without
+//!   them would be wrong. The same object twice is an error that names both places.
+//! - A file may be 64 MiB long, a document 64 levels deep and hold 5 million values.
+//!
+//! What it does not do: watch files, or keep objects. [`decode`] is pure; [`read`] is all the input there is.
+
+mod cidr;
+mod cluster;
+mod decode;
+mod error;
+mod fields;
+mod kinds;
+mod meta;
+mod names;
+mod pod;
+mod policy;
+mod source;
+mod status;
+mod text;
+mod tree;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use moat_policies::{NamespacedName, Object, Objects};
+
+pub use decode::decode;
+pub use error::{Error, Errors, Place, Warning};
+pub use source::{Source, read};
+pub use status::{PodStatus, decode_pod_status, load_pod_status};
+pub use workload::{Workload, WorkloadKind};
+
+/// What an input holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifests {
+    /// The objects in the order of the input, then the pods that workloads stand for.
+    pub objects: Vec<Object>,
+    /// The workloads in the order of the input, each with its pods.
+    pub workloads: Vec<Workload>,
+    /// How many objects of each kind decide no verdict and were passed over.
+    pub skipped: BTreeMap<String, usize>,
+    /// What is odd, but does not stand in the way.
+    pub warnings: Vec<Warning>,
+}
+
+impl Manifests {
+    /// The objects as the engine's store.
+    pub fn to_objects(&self) -> Objects {
+        self.objects.iter().cloned().collect()
+    }
+
+    /// A workload by kind and name.
+    pub fn workload(&self, kind: WorkloadKind, name: &NamespacedName) -> Option<&Workload> {
+        self.workloads.iter().find(|w| w.kind == kind && w.name == *name)
+    }
+}
+
+/// Reads and decodes manifests: each path is a file, a folder, or `-` for standard input, as [`read`] has it.
+pub fn load(paths: &[PathBuf]) -> Result<Manifests, Errors> {
+    let sources = read(paths)?;
+    decode(sources.iter().map(|s| (&*s.file, &s.bytes[..])))
+}

@@ -1,0 +1,192 @@
+//! From documents to objects: lists opened, kinds told apart, twins found.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use moat_policies::{NamespacedName, Object};
+
+use crate::Manifests;
+use crate::cluster::{namespace, node};
+use crate::error::{Error, Errors, Place, Warning};
+use crate::fields::{Context, Path};
+use crate::kinds::{Use, use_of};
+use crate::meta::Meta;
+use crate::pod::pod;
+use crate::policy::network_policy;
+use crate::text::{Document, documents};
+use crate::tree::{Node, Value};
+use crate::workload::{Owner, Template, expand, workload};
+
+/// How deep a List may hold Lists.
+const DEEPEST_LIST: usize = 8;
+
+/// Decodes files that somebody else has read: names and bytes.
+///
+/// Nothing comes out of an input that holds an error; all of them are told.
+pub fn decode<'s>(files: impl IntoIterator<Item = (&'s str, &'s [u8])>) -> Result<Manifests, Errors> {
+    let mut decoder = Decoder::default();
+    for (file, bytes) in files {
+        for document in documents(&Arc::from(file), bytes, &mut decoder.errors) {
+            decoder.document(document);
+        }
+    }
+    decoder.finish()
+}
+
+#[derive(Default)]
+struct Decoder {
+    objects: Vec<Object>,
+    templates: Vec<(Template, Place)>,
+    /// The pods that a workload controls.
+    owned: BTreeMap<Owner, Vec<NamespacedName>>,
+    /// Every object that was read, by kind and name.
+    seen: HashMap<String, Place>,
+    skipped: BTreeMap<String, usize>,
+    errors: Vec<Error>,
+    warnings: Vec<Warning>,
+}
+
+impl Decoder {
+    fn document(&mut self, document: Document) {
+        let Document { place, root } = document;
+        self.context(&place, false).refuse_duplicate_keys(&root, &Path::ROOT);
+        self.object(&place, &root, None, 0);
+    }
+
+    fn context<'c>(&'c mut self, place: &'c Place, strict: bool) -> Context<'c> {
+        Context { place, errors: &mut self.errors, warnings: &mut self.warnings, strict }
+    }
+
+    /// One object, or a list of them. Items of a list of one kind may leave out what they are.
+    fn object(&mut self, place: &Place, root: &Node, implied: Option<(&str, &str)>, depth: usize) {
+        let path = Path::ROOT;
+        let mut c = self.context(place, false);
+        if !matches!(root.value, Value::Map(_)) {
+            return c.refuse(root, &path, format!("must be a Kubernetes object, not {}", root.what()));
+        }
+        let mut required = |field: &str, implied: Option<&str>| -> Option<String> {
+            match (root.get(field), implied) {
+                (None, Some(implied)) => Some(implied.to_string()),
+                _ => {
+                    c.require(root, &path, field).and_then(|n| c.text(n, &path.field(field))).map(Into::into)
+                }
+            }
+        };
+        let kind = required("kind", implied.map(|(_, kind)| kind));
+        let api_version = required("apiVersion", implied.map(|(version, _)| version));
+        let (Some(kind), Some(api_version)) = (kind, api_version) else { return };
+        if let Some(of) = kind.strip_suffix("List")
+            && (api_version == "v1" && of.is_empty()
+                || matches!(root.get("items"), Some(Node { value: Value::List(_), .. })))
+        {
+            return self.list(place, root, (&api_version, of), depth);
+        }
+        match use_of(&api_version, &kind) {
+            Ok(wanted) => self.one(place, root, &kind, wanted),
+            Err((field, reason)) => {
+                let node = root.get(field).unwrap_or(root);
+                self.context(place, false).refuse(node, &path.field(field), reason);
+            }
+        }
+    }
+
+    fn list(&mut self, place: &Place, root: &Node, (api_version, of): (&str, &str), depth: usize) {
+        let path = Path::ROOT;
+        let mut c = self.context(place, false);
+        c.object(root, &path, &["apiVersion", "kind", "metadata", "items"]);
+        if depth == DEEPEST_LIST {
+            return c.refuse(root, &path, format!("lists nested deeper than {DEEPEST_LIST}"));
+        }
+        let implied = (!of.is_empty()).then_some((api_version, of));
+        for (i, item) in c.list(root, &path, "items").iter().enumerate() {
+            let before = (self.errors.len(), self.warnings.len());
+            self.object(place, item, implied, depth + 1);
+            // What is wrong with an item is told with its path in the document.
+            let prefix = |field: &mut String| {
+                *field = match &**field {
+                    "the document" => format!("items[{i}]"),
+                    field => format!("items[{i}].{field}"),
+                }
+            };
+            self.errors[before.0..].iter_mut().for_each(|e| {
+                if let Error::Field { field, .. } = e {
+                    prefix(field);
+                }
+            });
+            self.warnings[before.1..].iter_mut().for_each(|w| prefix(&mut w.field));
+        }
+    }
+
+    fn one(&mut self, place: &Place, root: &Node, kind: &str, wanted: Use) {
+        let place =
+            &Place { line: if root.line > 0 { Some(root.line) } else { place.line }, ..place.clone() };
+        let mut c = self.context(place, wanted == Use::NetworkPolicy);
+        let object = match wanted {
+            Use::Skip => {
+                *self.skipped.entry(kind.to_string()).or_default() += 1;
+                return;
+            }
+            Use::Namespace => namespace(&mut c, root).map(Object::Namespace),
+            Use::Node => node(&mut c, root).map(Object::Node),
+            Use::NetworkPolicy => network_policy(&mut c, root).map(Object::Policy),
+            Use::Pod => pod(&mut c, root).map(|(pod, meta)| {
+                self.note_owner(&meta);
+                Object::Pod(pod)
+            }),
+            Use::Workload(kind) => {
+                if let Some(template) = workload(&mut c, root, kind)
+                    && self.is_new(format!("{kind} {}", template.meta.namespaced_name()), place)
+                {
+                    self.templates.push((template, place.clone()));
+                }
+                return;
+            }
+        };
+        if let Some(object) = object
+            && self.is_new(object.key().to_string(), place)
+        {
+            self.objects.push(object);
+        }
+    }
+
+    fn note_owner(&mut self, pod: &Meta) {
+        if let Some((kind, name)) = &pod.controller {
+            let owner = (kind.clone(), NamespacedName::new(pod.namespace.clone(), name.clone()));
+            self.owned.entry(owner).or_default().push(pod.namespaced_name());
+        }
+    }
+
+    /// Whether no document before has described this object; else says so.
+    fn is_new(&mut self, object: String, place: &Place) -> bool {
+        match self.seen.get(&object) {
+            None => {
+                self.seen.insert(object, place.clone());
+                true
+            }
+            Some(first) => {
+                let (place, first) = (place.clone(), first.clone());
+                self.errors.push(Error::Twice { place, object, first });
+                false
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Manifests, Errors> {
+        let nodes: BTreeSet<Arc<str>> = self
+            .objects
+            .iter()
+            .filter_map(|o| if let Object::Node(n) = o { Some(n.name.clone()) } else { None })
+            .collect();
+        let (templates, places): (Vec<Template>, Vec<Place>) =
+            std::mem::take(&mut self.templates).into_iter().unzip();
+        let expansion = expand(&templates, &nodes, &self.owned);
+        for (template, pod) in expansion.pods {
+            let object = Object::Pod(pod);
+            if self.is_new(object.key().to_string(), &places[template]) {
+                self.objects.push(object);
+            }
+        }
+        let Decoder { objects, skipped, errors, warnings, .. } = self;
+        Errors::or(errors, Manifests { objects, workloads: expansion.workloads, skipped, warnings })
+    }
+}
