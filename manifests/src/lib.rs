@@ -25,6 +25,8 @@ mod cluster;
 mod decode;
 mod error;
 mod fields;
+mod fingerprint;
+mod fingerprint;
 mod kinds;
 mod meta;
 mod names;
@@ -43,6 +45,8 @@ use moat_policies::{NamespacedName, Object, Objects};
 
 pub use decode::decode;
 pub use error::{Error, Errors, Place, Warning};
+pub use fingerprint::{Input, fingerprint};
+pub use fingerprint::fingerprint;
 pub use source::{Source, read};
 pub use status::{PodStatus, decode_pod_status, load_pod_status};
 pub use workload::{Workload, WorkloadKind};
