@@ -26,7 +26,6 @@ mod decode;
 mod error;
 mod fields;
 mod fingerprint;
-mod fingerprint;
 mod kinds;
 mod meta;
 mod names;
@@ -45,7 +44,6 @@ use moat_policies::{NamespacedName, Object, Objects};
 
 pub use decode::decode;
 pub use error::{Error, Errors, Place, Warning};
-pub use fingerprint::{Input, fingerprint};
 pub use fingerprint::fingerprint;
 pub use source::{Source, read};
 pub use status::{PodStatus, decode_pod_status, load_pod_status};

@@ -355,7 +355,7 @@ fn folders_are_read_in_order_and_hold_other_files_too() {
     write("sub/c.yaml", &POD.replace("web", "c"));
     write("README.md", "not: [yaml");
     write(".hidden.yaml", "not: [yaml");
-    write("..data/d.yaml", &POD);
+    write("..data/d.yaml", POD);
     let manifests = load(&[folder.path().to_path_buf()]).unwrap();
     assert_eq!(pod_names(&manifests), ["default/a", "default/b", "default/c"]);
     // A file that is named itself may have any name.
