@@ -26,8 +26,11 @@ const DEEPEST_LIST: usize = 8;
 pub fn decode<'s>(files: impl IntoIterator<Item = (&'s str, &'s [u8])>) -> Result<Manifests, Errors> {
     let mut decoder = Decoder::default();
     for (file, bytes) in files {
-        for document in documents(&Arc::from(file), bytes, &mut decoder.errors) {
-            decoder.document(document);
+        for document in documents(&Arc::from(file), bytes) {
+            match document {
+                Ok(document) => decoder.document(document),
+                Err(error) => decoder.errors.push(error),
+            }
         }
     }
     decoder.finish()

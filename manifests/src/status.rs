@@ -11,7 +11,7 @@ use crate::fields::{Context, Path, shared};
 use crate::meta::{Naming, metadata};
 use crate::names::dns_subdomain;
 use crate::pod::status;
-use crate::text::documents;
+use crate::text::{Document, documents};
 use crate::tree::Node;
 use crate::{Manifests, read};
 
@@ -40,14 +40,19 @@ pub fn decode_pod_status<'s>(
 ) -> Result<Vec<PodStatus>, Errors> {
     let (mut found, mut errors, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     for (file, bytes) in files {
-        for document in documents(&Arc::from(file), bytes, &mut errors) {
-            let mut c = Context {
-                place: &document.place,
-                errors: &mut errors,
-                warnings: &mut warnings,
-                strict: false,
-            };
-            found.extend(pod_status(&mut c, &document.root));
+        for document in documents(&Arc::from(file), bytes) {
+            match document {
+                Ok(Document { place, root }) => {
+                    let mut c = Context {
+                        place: &place,
+                        errors: &mut errors,
+                        warnings: &mut warnings,
+                        strict: false,
+                    };
+                    found.extend(pod_status(&mut c, &root));
+                }
+                Err(error) => errors.push(error),
+            }
         }
     }
     Errors::or(errors, found)

@@ -29,39 +29,33 @@ pub(crate) struct Document {
     pub root: Node,
 }
 
-/// All documents of a file, and what is wrong with those that are none.
-pub(crate) fn documents(file: &Arc<str>, bytes: &[u8], errors: &mut Vec<Error>) -> Vec<Document> {
-    let no_text = |reason: String| Error::File { file: file.clone(), reason };
+/// All documents of a file in their order, or what is wrong with those that are none.
+pub(crate) fn documents(file: &Arc<str>, bytes: &[u8]) -> Vec<Result<Document, Error>> {
+    let no_text = |reason: String| vec![Err(Error::File { file: file.clone(), reason })];
     if bytes.len() > LONGEST_FILE {
-        errors.push(no_text(format!("longer than {} MiB; split it", LONGEST_FILE >> 20)));
-        return Vec::new();
+        return no_text(format!("longer than {} MiB; split it", LONGEST_FILE >> 20));
     }
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(e) => {
-            errors.push(no_text(format!("not a manifest: byte {} is not UTF-8 text", e.valid_up_to())));
-            return Vec::new();
+            return no_text(format!("not a manifest: byte {} is not UTF-8 text", e.valid_up_to()));
         }
     };
     if let Some(at) = text.find('\0') {
-        errors.push(no_text(format!("not a manifest: byte {at} is NUL, so this is no text")));
-        return Vec::new();
+        return no_text(format!("not a manifest: byte {at} is NUL, so this is no text"));
     }
-    let mut reader = Reader { file, errors, documents: Vec::new(), count: 0 };
-    if file.ends_with(".json") || !reader.json(text, true) {
-        if file.ends_with(".json") {
-            reader.json(text, false);
-        } else {
-            reader.yaml(text);
-        }
+    let mut reader = Reader { file, documents: Vec::new(), count: 0 };
+    if file.ends_with(".json") {
+        reader.json(text, false);
+    } else if !reader.json(text, true) {
+        reader.yaml(text);
     }
     reader.documents
 }
 
 struct Reader<'r> {
     file: &'r Arc<str>,
-    errors: &'r mut Vec<Error>,
-    documents: Vec<Document>,
+    documents: Vec<Result<Document, Error>>,
     count: usize,
 }
 
@@ -72,7 +66,7 @@ impl Reader<'_> {
 
     fn keep(&mut self, line: u32, root: Node) {
         if !root.is_null() {
-            self.documents.push(Document { place: self.place(Some(line)), root });
+            self.documents.push(Ok(Document { place: self.place(Some(line)), root }));
         }
     }
 
@@ -106,7 +100,7 @@ impl Reader<'_> {
                         (e.to_string(), format!(" at line {} column {}", e.line(), e.column()));
                     let reason = format!("not JSON: {}", message.strip_suffix(&at).unwrap_or(&message));
                     let place = self.place(u32::try_from(e.line()).ok());
-                    self.errors.push(Error::Syntax { place, reason });
+                    self.documents.push(Err(Error::Syntax { place, reason }));
                     return true;
                 }
             }
@@ -153,19 +147,10 @@ impl Reader<'_> {
                 self.keep(above + first as u32 + 1, root);
             }
             Err(e) => {
-                let e = e.without_snippet();
-                let at = e.location().filter(|l| l.line() > 0);
-                let message = e.to_string();
-                let (line, message) = match at {
-                    Some(at) => {
-                        let suffix = format!(" at line {}, column {}", at.line(), at.column());
-                        let line = u32::try_from(at.line()).ok().map(|line| line + above);
-                        (line, message.strip_suffix(&suffix).unwrap_or(&message).to_string())
-                    }
-                    None => (None, message),
-                };
-                let place = self.place(line.or(Some(above + first as u32 + 1)));
-                self.errors.push(Error::Syntax { place, reason: reason(e, &message) });
+                let line_of =
+                    |e: &serde_saphyr::Error| e.location().map(|l| l.line() as u32).filter(|l| *l > 0);
+                let line = line_of(&e).unwrap_or(first as u32 + 1) + above;
+                self.documents.push(Err(Error::Syntax { place: self.place(Some(line)), reason: reason(&e) }));
             }
         }
     }
@@ -196,10 +181,11 @@ fn yaml_options() -> serde_saphyr::Options {
 }
 
 /// The parser's message, or in plain words what a limit means.
-fn reason(error: &serde_saphyr::Error, message: &str) -> String {
+fn reason(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
     use serde_saphyr::budget::BudgetBreach;
     match error {
+        Error::AliasError { error, .. } | Error::WithSnippet { error, .. } => reason(error),
         Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
             format!("nested deeper than {DEEPEST} levels")
         }
@@ -209,6 +195,12 @@ fn reason(error: &serde_saphyr::Error, message: &str) -> String {
         Error::AliasReplayLimitExceeded { .. } => {
             format!("its aliases stand for more than {MOST_ALIASED} values")
         }
-        _ => format!("not YAML: {message}"),
+        other => {
+            // The message ends with the place in the document; ours is the place in the file.
+            let message = other.to_string();
+            let place = other.location().map(|l| format!(" at line {}, column {}", l.line(), l.column()));
+            let message = place.and_then(|place| message.strip_suffix(&place)).unwrap_or(&message);
+            format!("not YAML: {message}")
+        }
     }
 }

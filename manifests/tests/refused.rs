@@ -116,7 +116,7 @@ fn peers() {
 #[test]
 fn selectors() {
     for (selector, field, reason) in [
-        ("{matchLabels: {'a b': c}}", ".matchLabels.a b", "letters, digits"),
+        ("{matchLabels: {'a b': c}}", ".matchLabels[\"a b\"]", "letters, digits"),
         ("{matchLabels: {-a: c}}", ".matchLabels.-a", "start and end"),
         ("{matchLabels: {X.Y/a: c}}", ".matchLabels[\"X.Y/a\"]", "before its '/'"),
         ("{matchLabels: {a: 'b c'}}", ".matchLabels.a", "the value \"b c\""),
@@ -228,7 +228,7 @@ fn metadata() {
         ("{name: 1}", "metadata.name", "put it in quotes"),
         (&format!("{{name: {long}}}"), "metadata.name", "at most 253"),
         ("{name: p, namespace: a.b}", "metadata.namespace", "lower-case"),
-        ("{name: p, namespace: No}", "metadata.namespace", "lower-case"),
+        ("{name: p, namespace: Up}", "metadata.namespace", "lower-case"),
         ("{name: p, labels: {a: 'b c'}}", "metadata.labels.a", "the value"),
         ("{name: p, labels: {'a/b/c': d}}", "metadata.labels[\"a/b/c\"]", "one '/' only"),
         ("{name: p, labels: [a]}", "metadata.labels", "must be an object"),
@@ -330,7 +330,7 @@ fn pods() {
 
 #[test]
 fn nodes() {
-    let node = |rest: &str| format!("{{apiVersion: v1, kind: Node, metadata: {{name: n}}, {rest}}}");
+    let node = |rest: &str| format!("{{apiVersion: v1, kind: Node, metadata: {{name: n1}}, {rest}}}");
     for (rest, field, reason) in [
         ("spec: {podCIDRs: [10.0.0.1/24]}", "spec.podCIDRs[0]", "bits beyond"),
         ("spec: {podCIDRs: [10.0.0.0/24, 10.0.1.0/24]}", "spec.podCIDRs[1]", "a second IPv4 CIDR"),
