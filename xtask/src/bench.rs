@@ -22,9 +22,9 @@ pub(crate) enum Bench {
 impl Bench {
     fn command(self) -> &'static [&'static str] {
         match self {
-            Bench::Engine => &["bench", "-p", "moat-policies"],
-            Bench::Netlink => &["bench", "-p", "moat-nfnetlink"],
-            Bench::Datapath => &["bench", "-p", "moat-agent"],
+            Bench::Engine => &["bench", "-p", "moat-policies", "--bench", "*"],
+            Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
+            Bench::Datapath => &["bench", "-p", "moat-agent", "--bench", "*"],
         }
     }
 }

@@ -20,13 +20,16 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every relative link of every page resolves, and every page of the book is in its summary.
+/// Folders whose pages must all be linked from one of them.
+const INDEXED: &[(&str, &str)] =
+    &[("docs", "docs/SUMMARY.md"), ("policies/examples", "policies/examples/README.md")];
+
+/// Every relative link of every page resolves, and every page of the book and every recipe is in its index.
 pub(crate) fn links() -> Result<()> {
     let mut wrong = Vec::new();
     let mut pages = Vec::new();
     find_pages(root(), &mut pages)?;
-    let (mut checked, mut in_summary) = (0, BTreeSet::new());
-    let summary = root().join("docs/SUMMARY.md");
+    let (mut checked, mut linked) = (0, BTreeSet::new());
     for page in &pages {
         let text = std::fs::read_to_string(page).with_context(|| page.display().to_string())?;
         for link in relative_links(&text) {
@@ -34,14 +37,17 @@ pub(crate) fn links() -> Result<()> {
             checked += 1;
             if !file.exists() {
                 wrong.push(format!("{}: {link} is not there", shown(page)));
-            } else if *page == summary {
-                in_summary.insert(file.canonicalize()?);
+            } else {
+                linked.insert((page.clone(), file.canonicalize()?));
             }
         }
     }
-    for page in pages.iter().filter(|p| p.starts_with(root().join("docs")) && **p != summary) {
-        if !in_summary.contains(&page.canonicalize()?) {
-            wrong.push(format!("{}: is not in docs/SUMMARY.md", shown(page)));
+    for (folder, index) in INDEXED {
+        let index = root().join(index);
+        for page in pages.iter().filter(|p| p.starts_with(root().join(folder)) && **p != index) {
+            if !linked.contains(&(index.clone(), page.canonicalize()?)) {
+                wrong.push(format!("{}: is not in {}", shown(page), shown(&index)));
+            }
         }
     }
     if !wrong.is_empty() {
