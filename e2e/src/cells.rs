@@ -64,7 +64,7 @@ pub fn undeclared_port(hosts: &[Host], protocol: Protocol) -> u16 {
 }
 
 /// The ports on which each host is asked and answers: those it declares, and one TCP and one UDP port that nobody does.
-pub fn served_ports(hosts: &[Host]) -> Vec<BTreeSet<(Protocol, u16)>> {
+pub(crate) fn served_ports(hosts: &[Host]) -> Vec<BTreeSet<(Protocol, u16)>> {
     let undeclared = [Protocol::Tcp, Protocol::Udp].map(|p| (p, undeclared_port(hosts, p)));
     hosts.iter().map(|h| h.ports.iter().copied().chain(undeclared).collect()).collect()
 }
@@ -82,11 +82,15 @@ pub fn cells(hosts: &[Host]) -> Vec<Cell> {
                 if from.address(family).is_none() || to.address(family).is_none() {
                     continue;
                 }
-                let ports = served[destination].iter().map(|(protocol, port)| Traffic::Port(*protocol, *port));
+                let ports =
+                    served[destination].iter().map(|(protocol, port)| Traffic::Port(*protocol, *port));
                 let icmp = Traffic::Other(icmp_number(family));
-                cells.extend(
-                    ports.chain([icmp]).map(|traffic| Cell { source, destination, traffic, family }),
-                );
+                cells.extend(ports.chain([icmp]).map(|traffic| Cell {
+                    source,
+                    destination,
+                    traffic,
+                    family,
+                }));
             }
         }
     }
@@ -94,7 +98,7 @@ pub fn cells(hosts: &[Host]) -> Vec<Cell> {
 }
 
 /// The protocol number of ICMP in a family.
-pub fn icmp_number(family: Family) -> u8 {
+pub(crate) fn icmp_number(family: Family) -> u8 {
     match family {
         Family::V4 => 1,
         Family::V6 => 58,
@@ -122,7 +126,8 @@ mod tests {
             endpoint: Endpoint::Address("203.0.113.1".parse().unwrap()),
             ..pod("", &["203.0.113.1"], &[(Protocol::Tcp, 443)])
         };
-        let other_world = Host { endpoint: Endpoint::Address("203.0.113.2".parse().unwrap()), ..world.clone() };
+        let other_world =
+            Host { endpoint: Endpoint::Address("203.0.113.2".parse().unwrap()), ..world.clone() };
         let hosts = [
             pod("a", &["10.0.0.1", "fd00::1"], &[(Protocol::Tcp, 80)]),
             pod("b", &["10.0.0.2", "fd00::2"], &[]),

@@ -76,7 +76,8 @@ impl TrafficPattern {
 impl Expected {
     /// Reads the text of an `expected.txt`.
     pub fn parse(text: &str) -> Result<Self, LineError> {
-        let lines = textfile::lines(text).map(|(line, words)| statement(line, &words)).collect::<Result<_, _>>()?;
+        let lines =
+            textfile::lines(text).map(|(line, words)| statement(line, &words)).collect::<Result<_, _>>()?;
         Ok(Self { lines })
     }
 

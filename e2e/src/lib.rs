@@ -1,13 +1,61 @@
+//! The lab: Kubernetes nodes as network namespaces, real agents, real packets, and the matrix of what they did beside
+//! what the engine said they would.
+//!
+//! ```text
+//!   folder ──▶ topology: nodes, places ──▶ fabric, agents, moat-cni ADD ──▶ probe ─▶ observed ─┐
+//!     │                                                                                        ├─▶ Report ─▶ text, JSON
+//!     ├──────▶ cells: every ordered pair, port, family ──▶ predict (the engine) ─▶ predicted ──┤
+//!     └──────▶ expected.txt, written by a person ────────────────────────────────▶ expected ───┘
+//! ```
+//!
+//! The words: a *host* is whoever sends and answers, a pod or an address of the *world* outside; a *cell* is one question
+//! (source, destination, traffic, family); a *space* is a network namespace and the thread that lives in it; the *keeper*
+//! is the process that holds a running lab, the *front* a person's command that talks to it; the *baseline* is the
+//! same lab before its policies.
+//!
+//! Pure: [`cells()`], [`Expected`], [`topology`], [`Report`], [`text`]. What touches the kernel stays in namespaces of the
+//! lab's own; see `gate.rs` for why nothing can be left behind.
+//!
+//! What it does not do: judge how verdicts come about. It knows the engine as a function, the agent and the plugin as
+//! processes, and believes packets.
+
+mod agent;
 mod cells;
+mod cni;
+mod dry;
+mod error;
 mod expected;
+mod fabric;
+mod folder;
+mod front;
+mod gate;
 mod glob;
+mod keeper;
+mod lab;
 mod link;
-mod probe;
-mod space;
+mod outer;
 mod predict;
+mod probe;
 mod render;
 mod report;
+mod space;
+mod state;
 mod textfile;
-mod topology;
+pub mod topology;
 mod world;
-pub use probe::*; pub use space::*; pub use cells::*; pub use expected::*; pub use predict::*; pub use render::*; pub use report::*; pub use textfile::*; pub use topology::*; pub use world::*;
+mod write;
+
+pub use cells::{Cell, Host, Named, cells, undeclared_port};
+pub use dry::dry_run;
+pub use error::LabError;
+pub use expected::{EXPECTED_FILE, Expected};
+pub use front::{Progress, down, probe, run, up};
+pub use gate::gate;
+pub use keeper::keep;
+pub use lab::{Info, NodeInfo, Options, PodInfo, Programs};
+pub use render::{Colour, text};
+pub use report::{Observed, Report, ReportCell, ReportHost};
+pub use state::StateDir;
+pub use textfile::LineError;
+pub use topology::Families;
+pub use world::{WORLD_FILE, WorldHost};

@@ -5,7 +5,11 @@ use moat_policies::{Flow, Object, Objects, UnknownEndpoint};
 use crate::cells::{Cell, Host};
 
 /// One verdict a cell, in their order.
-pub fn predict(objects: &Objects, hosts: &[Host], cells: &[Cell]) -> Result<Vec<bool>, UnknownEndpoint> {
+pub(crate) fn predict(
+    objects: &Objects,
+    hosts: &[Host],
+    cells: &[Cell],
+) -> Result<Vec<bool>, UnknownEndpoint> {
     cells
         .iter()
         .map(|cell| {
@@ -21,7 +25,7 @@ pub fn predict(objects: &Objects, hosts: &[Host], cells: &[Cell]) -> Result<Vec<
 }
 
 /// The objects with the pods as they are placed: on their nodes, with the addresses that they have.
-pub fn with_places(
+pub(crate) fn with_places(
     objects: &[Object],
     placed: &[crate::topology::Placed],
     hosts: &[Host],

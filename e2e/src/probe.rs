@@ -11,9 +11,9 @@
 
 mod client;
 mod icmp;
-mod server;
 #[cfg(test)]
 mod packet_tests;
+mod server;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -31,10 +31,10 @@ use crate::report::Observed;
 use crate::space::Space;
 
 /// How long a probe waits at first. A denied cell costs this much; all cells wait together.
-pub const FIRST_WAIT: Duration = Duration::from_millis(300);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(300);
 
 /// How long the second try of a cell waits that should have passed: longer than the kernel takes to send a SYN again.
-pub const SECOND_WAIT: Duration = Duration::from_millis(2500);
+pub(crate) const SECOND_WAIT: Duration = Duration::from_millis(2500);
 
 /// The payload's first eight bytes; the number is the other eight.
 const MAGIC: [u8; 8] = *b"moat-lab";
@@ -89,7 +89,7 @@ enum Answer {
 
 /// A host and the namespace it is in.
 #[derive(Clone, Debug)]
-pub struct Station {
+pub(crate) struct Station {
     /// The host.
     pub host: Host,
     /// Where it sends and listens.
@@ -98,7 +98,7 @@ pub struct Station {
 
 /// Serves and probes for a number of stations. Its servers end when it is dropped.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     stations: Vec<Station>,
     record: Record,
     next: AtomicU64,
@@ -108,7 +108,7 @@ pub struct Prober {
 
 impl Prober {
     /// Starts the servers: each station on the ports that [`crate::cells`] asks it about, and for ICMP echo.
-    pub async fn start(stations: Vec<Station>) -> io::Result<Self> {
+    pub(crate) async fn start(stations: Vec<Station>) -> io::Result<Self> {
         let hosts: Vec<Host> = stations.iter().map(|s| s.host.clone()).collect();
         let record = Record::default();
         let mut servers = Vec::new();
@@ -133,7 +133,7 @@ impl Prober {
 
     /// Sends one probe for each cell, all at once, and says what became of them, in the cells' order. Cells whose index is the
     /// position in [`Prober::start`]'s stations.
-    pub async fn probe(&self, cells: &[Cell], wait: Duration) -> io::Result<Vec<Observed>> {
+    pub(crate) async fn probe(&self, cells: &[Cell], wait: Duration) -> io::Result<Vec<Observed>> {
         let mut probes = Vec::with_capacity(cells.len());
         for cell in cells {
             let (source, destination) = (&self.stations[cell.source], &self.stations[cell.destination]);
@@ -166,7 +166,7 @@ impl Prober {
     }
 
     /// Probes each cell; those that should pass and did not, once more and longer. Returns also how many passed only then.
-    pub async fn probe_with_second_try(
+    pub(crate) async fn probe_with_second_try(
         &self,
         cells: &[Cell],
         predicted: &[bool],

@@ -86,15 +86,11 @@ fn matrix(out: &mut String, report: &Report, colour: Colour) {
     // (destination, traffic, family) in the order of the columns; for each, what each source gets.
     let mut rows: BTreeMap<(usize, &str, String), Vec<Option<&ReportCell>>> = BTreeMap::new();
     for cell in &report.cells {
-        let (Some(&to), Some(&from)) =
-            (column.get(&*cell.destination), column.get(&*cell.source))
-        else {
+        let (Some(&to), Some(&from)) = (column.get(&*cell.destination), column.get(&*cell.source)) else {
             continue;
         };
         let sort = format!("{}{:05}", cell.protocol, cell.port.unwrap_or_default());
-        let row = rows
-            .entry((to, &cell.family, sort))
-            .or_insert_with(|| vec![None; report.hosts.len()]);
+        let row = rows.entry((to, &cell.family, sort)).or_insert_with(|| vec![None; report.hosts.len()]);
         row[from] = Some(cell);
     }
     let number = |at: usize| (at + 1).to_string();
@@ -104,7 +100,9 @@ fn matrix(out: &mut String, report: &Report, colour: Colour) {
     let _ = writeln!(
         out,
         "{}",
-        colour.dim("Rows answer, columns ask (by number). + allowed, - denied; first predicted, then observed.")
+        colour.dim(
+            "Rows answer, columns ask (by number). + allowed, - denied; first predicted, then observed."
+        )
     );
     let _ = writeln!(out, "{:<width$}  {:<9} {:<4} {columns}", "DESTINATION", "TRAFFIC", "IP");
     let mut last = None;
@@ -112,7 +110,8 @@ fn matrix(out: &mut String, report: &Report, colour: Colour) {
         let Some(first) = cells.iter().flatten().next() else { continue };
         let label = if last == Some(*to) { String::new() } else { name(*to) };
         last = Some(*to);
-        let _ = write!(out, "{label:<width$}  {:<9} {:<4} ", first.traffic(), family.trim_start_matches("IP"));
+        let _ =
+            write!(out, "{label:<width$}  {:<9} {:<4} ", first.traffic(), family.trim_start_matches("IP"));
         for (from, cell) in cells.iter().enumerate() {
             out.push_str("  ");
             match cell {

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 /// A network namespace, and the way to run something in it.
 #[derive(Debug)]
-pub struct Space {
+pub(crate) struct Space {
     name: String,
     thread_id: i32,
     netns: Arc<OwnedFd>,
@@ -32,7 +32,7 @@ struct Born {
 
 impl Space {
     /// A new namespace with nothing but its loopback, which is down.
-    pub fn new(name: &str) -> io::Result<Self> {
+    pub(crate) fn new(name: &str) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (report, born) = mpsc::sync_channel(1);
         std::thread::Builder::new().name(name.to_owned()).spawn(move || match enter_new() {
@@ -54,17 +54,17 @@ impl Space {
     }
 
     /// Its name, for messages.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The thread that lives in it, by its number as the caller's process knows it; `nsenter --target` takes it.
-    pub fn thread_id(&self) -> i32 {
+    pub(crate) fn thread_id(&self) -> i32 {
         self.thread_id
     }
 
     /// Runs something in the namespace.
-    pub async fn run<F>(&self, future: F) -> io::Result<F::Output>
+    pub(crate) async fn run<F>(&self, future: F) -> io::Result<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -73,7 +73,7 @@ impl Space {
     }
 
     /// Starts something in the namespace and does not wait for it.
-    pub fn start<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
+    pub(crate) fn start<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -82,14 +82,14 @@ impl Space {
     }
 
     /// Gives the namespace a path by which other processes of this mount namespace find it.
-    pub fn bind_to(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn bind_to(&self, path: &Path) -> io::Result<()> {
         std::fs::write(path, "")?;
         let own = format!("/proc/self/fd/{}", self.netns.as_raw_fd());
         rustix::mount::mount_bind(own, path).map_err(io::Error::from)
     }
 
     /// The namespace's descriptor, for netlink messages.
-    pub fn raw_fd(&self) -> RawFd {
+    pub(crate) fn raw_fd(&self) -> RawFd {
         self.netns.as_raw_fd()
     }
 }

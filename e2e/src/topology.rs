@@ -53,7 +53,9 @@ pub enum TopologyError {
     #[error("{0} nodes are too many: the lab has addresses for {MAX_NODES}")]
     TooManyNodes(usize),
     /// A Node object that the lab cannot build.
-    #[error("Node {node} has no {what} for {family}; the lab builds its nodes from the Node objects of the manifests where there are any, and each needs both")]
+    #[error(
+        "Node {node} has no {what} for {family}; the lab builds its nodes from the Node objects of the manifests where there are any, and each needs both"
+    )]
     IncompleteNode {
         /// Its name.
         node: Arc<str>,
@@ -63,7 +65,9 @@ pub enum TopologyError {
         family: Family,
     },
     /// A Node object with no addresses at all.
-    #[error("Node {0} has neither spec.podCIDRs nor an InternalIP; the lab builds its nodes from the Node objects of the manifests where there are any")]
+    #[error(
+        "Node {0} has neither spec.podCIDRs nor an InternalIP; the lab builds its nodes from the Node objects of the manifests where there are any"
+    )]
     EmptyNode(Arc<str>),
     /// A pod on a node that is no Node object.
     #[error("pod {pod} is on node {node}, but there is no such Node object among the manifests' {known}")]
@@ -253,9 +257,9 @@ pub fn hosts(
 
 /// The outside hosts of a family that the nodes have.
 pub fn reachable_world<'a>(world: &'a [WorldHost], nodes: &'a [Node]) -> impl Iterator<Item = &'a WorldHost> {
-    world.iter().filter(|w| {
-        nodes.iter().flat_map(|n| &n.addresses).any(|a| Family::of(a) == Family::of(&w.address))
-    })
+    world
+        .iter()
+        .filter(|w| nodes.iter().flat_map(|n| &n.addresses).any(|a| Family::of(a) == Family::of(&w.address)))
 }
 
 /// Addresses such as the pods would get, for predictions without a running lab: the first free ones of each node's podCIDRs.

@@ -27,7 +27,7 @@ pub struct WorldHost {
 }
 
 /// Reads the text of a `world.txt`.
-pub fn parse(text: &str) -> Result<Vec<WorldHost>, LineError> {
+pub(crate) fn parse(text: &str) -> Result<Vec<WorldHost>, LineError> {
     let mut hosts: Vec<WorldHost> = Vec::new();
     for (line, words) in textfile::lines(text) {
         let (address, ports) = words.split_first().ok_or_else(|| line.error("is empty"))?;

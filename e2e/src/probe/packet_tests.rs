@@ -18,7 +18,10 @@ async fn hand_made(names: &[&str]) -> (Arc<Space>, Vec<Station>) {
     for (number, name) in (1u16..).zip(names) {
         let space = Arc::new(Space::new(name).unwrap());
         let (port, netns) = (format!("to-{name}"), space.raw_fd());
-        fabric.run(async move { Links::open().unwrap().add_cable(&port, netns).await.unwrap() }).await.unwrap();
+        fabric
+            .run(async move { Links::open().unwrap().add_cable(&port, netns).await.unwrap() })
+            .await
+            .unwrap();
         let addresses: Vec<IpAddr> = vec![
             IpAddr::V4([10, 77, 0, number as u8].into()),
             IpAddr::V6([0xfd77, 0, 0, 0, 0, 0, 0, number].into()),

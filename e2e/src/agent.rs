@@ -1,0 +1,171 @@
+//! A node's agent: a real `moat-agent`, in the node's namespace.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::error::{LabError, Trying as _};
+use crate::space::Space;
+use crate::state::StateDir;
+
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
+/// How often an agent is asked what it has applied; it has no way to call us.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+/// An agent that has not applied the folders by then never will.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running agent.
+pub(crate) struct Agent {
+    node: String,
+    folder: PathBuf,
+    space: Arc<Space>,
+    child: Mutex<Child>,
+}
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Readiness {
+    /// The fingerprint of the folders that are now in the kernel.
+    applied: Option<String>,
+    /// What it could not read.
+    error: Option<String>,
+}
+
+/// The folders that every agent watches.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources {
+    pub(crate) manifests: Vec<PathBuf>,
+    pub(crate) pod_status: PathBuf,
+}
+
+impl Sources {
+    /// The fingerprint of what the folders hold now.
+    pub(crate) fn fingerprint(&self) -> Result<String, LabError> {
+        let paths: Vec<PathBuf> = self.manifests.iter().chain([&self.pod_status]).cloned().collect();
+        let sources = moat_manifests::read(&paths).map_err(|e| LabError::Manifests(e.to_string()))?;
+        Ok(moat_manifests::fingerprint(&sources))
+    }
+}
+
+impl Agent {
+    /// Starts the agent of a node. `folder` is for its log, its state and its socket.
+    pub(crate) async fn start(
+        program: &Path,
+        node: &str,
+        space: Arc<Space>,
+        folder: PathBuf,
+        sources: &Sources,
+    ) -> Result<Self, LabError> {
+        let (state, run) = (folder.join("state"), folder.join("run"));
+        for dir in [&state, &run] {
+            fs::create_dir_all(dir).trying(|| format!("cannot make {}", dir.display()))?;
+        }
+        let log_path = folder.join("agent.log");
+        let log = fs::File::create(&log_path).trying(|| format!("cannot write {}", log_path.display()))?;
+        let errors = log.try_clone().trying(|| format!("cannot write {}", log_path.display()))?;
+        let mut command = Command::new(program);
+        command.arg("run").args(["--node", node]);
+        for folder in &sources.manifests {
+            command.arg("--manifests").arg(folder);
+        }
+        command.arg("--pod-status").arg(&sources.pod_status);
+        command.arg("--state-dir").arg(state).arg("--run-dir").arg(run);
+        command.args(["--listen", &LISTEN.to_string()]).current_dir("/");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let child = space.run(async move { command.spawn() }).await;
+        let child = child.flatten().trying(|| format!("cannot start {}", program.display()))?;
+        Ok(Self { node: node.to_owned(), folder, space, child: Mutex::new(child) })
+    }
+
+    /// Where its CNI server listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("run").join("agent.sock")
+    }
+
+    /// Its process number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&self) -> Option<String> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.try_wait().ok().flatten().map(|status| status.to_string())
+    }
+
+    /// Waits until the kernel of its node holds what the folders say. They may go on changing meanwhile.
+    pub(crate) async fn wait_until_applied(&self, sources: &Sources) -> Result<(), LabError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // A file that is just being replaced cannot be read; a moment later it can.
+            let wanted = sources.fingerprint();
+            let now = self.readiness().await;
+            if wanted.as_ref().is_ok_and(|wanted| now.applied.as_ref() == Some(wanted)) {
+                return Ok(());
+            }
+            if let Some(status) = self.ended() {
+                return Err(self.failed(format!("ended ({status})")));
+            }
+            if Instant::now() > deadline {
+                wanted?;
+                let said = now.error.map(|e| format!(": {e}")).unwrap_or_default();
+                let what = format!("did not apply the manifests in {} s{said}", PATIENCE.as_secs());
+                return Err(self.failed(what));
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let asked = self.space.run(tokio::time::timeout(Duration::from_secs(2), ask())).await;
+        match asked {
+            Ok(Ok(Ok(answer))) => parse(&answer),
+            // It does not listen yet, or does not answer: not ready.
+            _ => Readiness::default(),
+        }
+    }
+
+    fn failed(&self, what: String) -> LabError {
+        let log = self.folder.join("agent.log");
+        let log_end = StateDir::log_end(&log);
+        LabError::Agent { node: self.node.clone(), what, log, log_end }
+    }
+}
+
+async fn ask() -> io::Result<String> {
+    let mut stream = TcpStream::connect(LISTEN).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Status 200 and a line `applied FINGERPRINT`; an `error` line where the last read failed.
+fn parse(answer: &str) -> Readiness {
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return Readiness::default() };
+    let ok = head.split_whitespace().nth(1) == Some("200");
+    let line =
+        |word: &str| body.lines().find_map(|l| l.strip_prefix(word)).map(|rest| rest.trim().to_owned());
+    Readiness { applied: line("applied ").filter(|_| ok), error: line("error ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_ready_only_with_status_200() {
+        let ready = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\napplied 0a1b\nerror a.yaml: bad\n";
+        let expected = Readiness { applied: Some("0a1b".into()), error: Some("a.yaml: bad".into()) };
+        assert_eq!(parse(ready), expected);
+        assert_eq!(parse(&ready.replace("200 OK", "503 No")).applied, None);
+        assert_eq!(parse(""), Readiness::default());
+    }
+}

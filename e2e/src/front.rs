@@ -1,0 +1,217 @@
+//! What a person's command does: start a keeper, ask it, end it. Ctrl-C ends the lab of a command that has not finished.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::error::{LabError, Trying as _};
+use crate::keeper::{Event, Request, SOCKET, STAY};
+use crate::lab::{Info, Options};
+use crate::outer;
+use crate::report::Report;
+use crate::state::{Process, StateDir};
+
+/// Gets told what is being done.
+pub type Progress<'a> = &'a dyn Fn(&str);
+
+/// Makes a lab that stays. Returns where everything is.
+pub fn up(name: &str, options: &Options, progress: Progress<'_>) -> Result<Info, LabError> {
+    let state = StateDir::named(name)?;
+    let mut held = Held::start(state, options)?;
+    let info = held.until_ready(progress)?;
+    held.stay()?;
+    Ok(info)
+}
+
+/// Probes a lab that is up.
+pub fn probe(name: &str, expected: bool, progress: Progress<'_>) -> Result<Report, LabError> {
+    let state = StateDir::named(name)?;
+    if !state.keeper().is_some_and(|keeper| keeper.is_alive()) {
+        return Err(LabError::NotUp(name.to_owned()));
+    }
+    ask(&state, &Request::Probe { expected }, progress)
+}
+
+/// Removes a lab. Succeeds where there is none; tells whether there was one.
+pub fn down(name: &str) -> Result<bool, LabError> {
+    let state = StateDir::named(name)?;
+    let there = state.path().exists();
+    state.remove()?;
+    Ok(there)
+}
+
+/// A lab for one probe: makes it, probes it, removes it.
+pub fn run(options: &Options, expected: bool, progress: Progress<'_>) -> Result<Report, LabError> {
+    let state = StateDir::named(&format!("run-{}", std::process::id()))?;
+    let mut held = Held::start(state, options)?;
+    held.until_ready(progress)?;
+    let asked = ask(&held.state, &Request::Probe { expected }, progress);
+    held.unless_interrupted(asked)
+}
+
+/// A lab that is removed when this is dropped, or when somebody presses Ctrl-C.
+struct Held {
+    state: StateDir,
+    interrupt: Arc<Interrupt>,
+    events: BufReader<ChildStdout>,
+    // The keeper ends when this is closed.
+    leash: ChildStdin,
+    stays: bool,
+}
+
+#[derive(Default)]
+struct Interrupt {
+    came: AtomicBool,
+    keeper: Mutex<Option<Process>>,
+}
+
+impl Interrupt {
+    /// Catches the signals that ask a command to end.
+    fn install() -> Result<Arc<Self>, LabError> {
+        let own = Arc::new(Self::default());
+        let shared = own.clone();
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).trying(|| "cannot catch signals".into())?;
+        std::thread::spawn(move || {
+            for _signal in signals.forever() {
+                shared.came.store(true, Ordering::SeqCst);
+                shared.end_keeper();
+            }
+        });
+        Ok(own)
+    }
+
+    /// Whoever waits for the keeper sees it end, and goes on to clean up.
+    fn end_keeper(&self) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Err(error)) = keeper.map(|k| k.kill()) {
+            eprintln!("cannot end the lab's process: {error}");
+        }
+    }
+
+    fn set_keeper(&self, keeper: Process) {
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        if self.came.load(Ordering::SeqCst) {
+            self.end_keeper();
+        }
+    }
+}
+
+impl Held {
+    fn start(state: StateDir, options: &Options) -> Result<Self, LabError> {
+        let interrupt = Interrupt::install()?;
+        state.create()?;
+        let started = Self::start_in(state.clone(), options, interrupt);
+        if started.is_err() {
+            // What went wrong is what is told.
+            let _ = state.remove();
+        }
+        started
+    }
+
+    fn start_in(state: StateDir, options: &Options, interrupt: Arc<Interrupt>) -> Result<Self, LabError> {
+        let mut gate = Command::new("/proc/self/exe")
+            .args(["lab", "gate"])
+            .arg(state.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .trying(|| "cannot start the lab's process".into())?;
+        let pipes = gate.stdin.take().zip(gate.stdout.take());
+        let output = gate.wait_with_output().trying(|| "cannot start the lab's process".into())?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(LabError::Told(said.trim().trim_start_matches("error: ").to_owned()));
+        }
+        let (mut leash, events) = pipes.ok_or_else(|| LabError::Told("no pipes".into()))?;
+        if let Some(keeper) = state.keeper() {
+            interrupt.set_keeper(keeper);
+        }
+        let mut line = serde_json::to_vec(options).map_err(std::io::Error::from);
+        if let Ok(line) = &mut line {
+            line.push(b'\n');
+        }
+        line.and_then(|line| leash.write_all(&line)).trying(|| "cannot tell the lab what to build".into())?;
+        Ok(Self { state, interrupt, events: BufReader::new(events), leash, stays: false })
+    }
+
+    fn until_ready(&mut self, progress: Progress<'_>) -> Result<Info, LabError> {
+        let last = last_event(&mut self.events, progress);
+        match self.unless_interrupted(last)? {
+            Some(Event::Ready(info)) => Ok(match self.state.keeper() {
+                Some(keeper) => outer::info(info, keeper.pid()),
+                None => info,
+            }),
+            Some(Event::Failed(why)) => Err(LabError::Told(why)),
+            Some(_) | None => {
+                let log = self.state.join("keeper.log");
+                let log_end = StateDir::log_end(&log);
+                Err(LabError::Ended { log, log_end })
+            }
+        }
+    }
+
+    /// When the lab was ended on request, whatever failed because of it is not what a person wants to hear.
+    fn unless_interrupted<T>(&self, result: Result<T, LabError>) -> Result<T, LabError> {
+        if self.interrupt.came.load(Ordering::SeqCst) { Err(LabError::Interrupted) } else { result }
+    }
+
+    fn stay(&mut self) -> Result<(), LabError> {
+        writeln!(self.leash, "{STAY}").trying(|| "cannot tell the lab to stay".into())?;
+        self.unless_interrupted(Ok(()))?;
+        self.stays = true;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.stays
+            && let Err(error) = self.state.remove()
+        {
+            eprintln!("the lab was not removed: {error}");
+        }
+    }
+}
+
+fn ask(state: &StateDir, request: &Request, progress: Progress<'_>) -> Result<Report, LabError> {
+    let socket = state.join(SOCKET);
+    let talk = || -> std::io::Result<UnixStream> {
+        let mut stream = UnixStream::connect(&socket)?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        Ok(stream)
+    };
+    let stream = talk().trying(|| format!("cannot talk to the lab on {}", socket.display()))?;
+    match last_event(&mut BufReader::new(stream), progress)? {
+        Some(Event::Report(report)) => Ok(report),
+        Some(Event::Failed(why)) => Err(LabError::Told(why)),
+        Some(_) | None => {
+            let log = state.join("keeper.log");
+            let log_end = StateDir::log_end(&log);
+            Err(LabError::Ended { log, log_end })
+        }
+    }
+}
+
+/// Tells progress, and returns the event after it.
+fn last_event(events: &mut impl BufRead, progress: Progress<'_>) -> Result<Option<Event>, LabError> {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if events.read_line(&mut line).trying(|| "cannot hear the lab".into())? == 0 {
+            return Ok(None);
+        }
+        match serde_json::from_str(&line) {
+            Ok(Event::Progress(text)) => progress(&text),
+            Ok(event) => return Ok(Some(event)),
+            Err(error) => return Err(LabError::Told(format!("the lab said something odd: {error}"))),
+        }
+    }
+}
