@@ -1,7 +1,42 @@
 //! The pod network of one node: addresses, veth pairs, routes.
+//!
+//! ```text
+//!            pod's namespace                        node's namespace
+//!   eth0  10.1.0.5/32, fd00:1::5/128  ◀─ veth ─▶  moat1a2b3c4d5e6   no address
+//!   default via 169.254.1.1, fe80::1                10.1.0.5, fd00:1::5 dev moat1a2b3c4d5e6
+//!   neighbours 169.254.1.1, fe80::1 (permanent)     neighbours 10.1.0.5, fd00:1::5 (permanent)
+//!                                                   unreachable 10.1.0.0/24      the node's own podCIDR
+//!                                                   10.2.0.0/24 via 192.0.2.2    another node's
+//! ```
+//!
+//! An *attachment* is one interface of one pod. Its life: [`PodNet::prepare`] gives it addresses and makes the
+//! pair, with the node's end down; somebody else puts the pod's policy into the kernel; [`PodNet::activate`]
+//! sets the node's end up. [`PodNet::remove`] takes all of it away. So no packet passes before policy is in force.
+//!
+//! What exists is written down before it is made and forgotten after it is gone; what a crash leaves between
+//! the two is found at the next [`PodNet::open`], by the next ADD of the same attachment, or by GC.
 
 mod attachment;
+mod check;
+mod error;
+mod ipam;
+mod journal;
+mod messages;
+mod netlink;
+mod netns;
+mod network;
+mod routes;
+mod sysctl;
+mod wire;
 
 pub use attachment::{
     Attachment, AttachmentKey, GATEWAY_V4, GATEWAY_V6, IFNAME_PREFIX, format_mac, is_host_ifname,
 };
+pub use error::PodNetError;
+pub use ipam::IpamError;
+pub use journal::JournalError;
+pub use messages::ROUTE_PROTOCOL;
+pub use netlink::NetlinkError;
+pub use netns::NetnsError;
+pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};
+pub use sysctl::SysctlError;

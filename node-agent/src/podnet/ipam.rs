@@ -1,0 +1,369 @@
+//! Which address a pod gets: pure, without files or clocks.
+//!
+//! An address is *held* by a pod, or *resting* since its last pod released it, or *fresh*: never handed out.
+//! Fresh ones go first, in their order, then the one that has rested longest: others on the network may
+//! know an address as its last owner's for a while. None goes out before it has rested for the configured time.
+//!
+//! Time is microseconds since some moment that all calls agree on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// How many addresses of a block are used. An IPv6 block has more than could ever be remembered as resting.
+const WINDOW: u128 = 1 << 16;
+
+/// The addresses of one pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    pub(crate) v4: Option<Ipv4Addr>,
+    pub(crate) v6: Option<Ipv6Addr>,
+}
+
+/// Why no address can be handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IpamError {
+    /// The node has no podCIDR.
+    #[error("the node has no podCIDR to take an address from")]
+    NoBlock,
+    /// All addresses of a block are held.
+    #[error("all {0} addresses of {1} are taken")]
+    Exhausted(u128, IpNet),
+    /// Some addresses of a block are free, but were released too recently.
+    #[error(
+        "every free address of {block} was released less than {rest:?} ago; the next is ready in {ready:?}"
+    )]
+    Resting {
+        /// The block.
+        block: IpNet,
+        /// How long an address rests.
+        rest: Duration,
+        /// When the first may go out again.
+        ready: Duration,
+    },
+}
+
+/// What is known about every address that was ever handed out.
+#[derive(Clone, Debug)]
+pub(crate) struct Ipam {
+    rest: Duration,
+    v4: Option<Block>,
+    v6: Option<Block>,
+    /// Addresses of the blocks that belong to somebody else.
+    reserved: BTreeSet<IpAddr>,
+    held: BTreeSet<IpAddr>,
+    resting: BTreeMap<IpAddr, u64>,
+    /// `resting` by age.
+    by_age: BTreeSet<(u64, IpAddr)>,
+}
+
+/// The usable addresses of a podCIDR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    net: IpNet,
+    first: u128,
+    last: u128,
+    /// No address before this one is fresh.
+    next: u128,
+}
+
+impl Block {
+    fn new(net: IpNet) -> Self {
+        let net = net.trunc();
+        let first = number(net.network());
+        let last = number(net.broadcast());
+        // The first and last addresses have a meaning of their own for whoever takes the block for a link's
+        // (network and broadcast, subnet routers). A block of one or two addresses has none to spare.
+        let spare = u128::from(last - first >= 3);
+        let (first, last) = (first + spare, last - spare);
+        Self { net, first, last: last.min(first.saturating_add(WINDOW - 1)), next: first }
+    }
+
+    fn size(&self) -> u128 {
+        self.last - self.first + 1
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        self.net.addr().is_ipv4() == address.is_ipv4() && (self.first..=self.last).contains(&number(address))
+    }
+
+    fn address(&self, number: u128) -> IpAddr {
+        match self.net {
+            // A number of an IPv4 block is one of its addresses, so it fits.
+            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(number as u32)),
+            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(number)),
+        }
+    }
+}
+
+impl Ipam {
+    /// An allocator that has handed nothing out; addresses rest for `rest`.
+    pub(crate) fn new(rest: Duration) -> Self {
+        Self {
+            rest,
+            v4: None,
+            v6: None,
+            reserved: BTreeSet::new(),
+            held: BTreeSet::new(),
+            resting: BTreeMap::new(),
+            by_age: BTreeSet::new(),
+        }
+    }
+
+    /// From now on, addresses come from these blocks, and `reserved` are left out. What is held stays held.
+    pub(crate) fn set_blocks(&mut self, v4: Option<IpNet>, v6: Option<IpNet>, reserved: BTreeSet<IpAddr>) {
+        let keep = |old: Option<Block>, new: Option<IpNet>| {
+            new.map(|net| old.filter(|old| old.net == net.trunc()).unwrap_or_else(|| Block::new(net)))
+        };
+        self.v4 = keep(self.v4, v4);
+        self.v6 = keep(self.v6, v6);
+        self.reserved = reserved;
+    }
+
+    /// Whether there are blocks to take addresses from.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.v4.is_some() || self.v6.is_some()
+    }
+
+    /// Marks an address as held: what a state file says.
+    pub(crate) fn hold(&mut self, address: IpAddr) {
+        self.wake(address);
+        self.held.insert(address);
+    }
+
+    /// Takes an address back from its pod.
+    pub(crate) fn release(&mut self, address: IpAddr, now: u64) {
+        self.held.remove(&address);
+        self.wake(address);
+        self.resting.insert(address, now);
+        self.by_age.insert((now, address));
+    }
+
+    /// Hands out one address of each family that the node has a block of.
+    pub(crate) fn allocate(&mut self, now: u64) -> Result<Addresses, IpamError> {
+        let (v4, v6) = self.pick_both(now)?;
+        for (address, block) in [(v4, &mut self.v4), (v6, &mut self.v6)] {
+            if let (Some(address), Some(block)) = (address, block) {
+                block.next =
+                    block.next.max(number(address).saturating_add(1)).min(block.last.saturating_add(1));
+            }
+        }
+        let mut addresses = Addresses::default();
+        for address in [v4, v6].into_iter().flatten() {
+            self.hold(address);
+            match address {
+                IpAddr::V4(address) => addresses.v4 = Some(address),
+                IpAddr::V6(address) => addresses.v6 = Some(address),
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Whether [`Ipam::allocate`] would succeed.
+    pub(crate) fn available(&self, now: u64) -> Result<(), IpamError> {
+        self.pick_both(now).map(|_| ())
+    }
+
+    fn pick_both(&self, now: u64) -> Result<(Option<IpAddr>, Option<IpAddr>), IpamError> {
+        if !self.has_blocks() {
+            return Err(IpamError::NoBlock);
+        }
+        let pick = |block: &Option<Block>| block.as_ref().map(|block| self.pick(block, now)).transpose();
+        Ok((pick(&self.v4)?, pick(&self.v6)?))
+    }
+
+    fn pick(&self, block: &Block, now: u64) -> Result<IpAddr, IpamError> {
+        let fresh = (block.next..=block.last).map(|number| block.address(number)).find(|address| {
+            !self.held.contains(address)
+                && !self.resting.contains_key(address)
+                && !self.reserved.contains(address)
+        });
+        if let Some(address) = fresh {
+            return Ok(address);
+        }
+        let oldest = self
+            .by_age
+            .iter()
+            .find(|(_, address)| block.contains(*address) && !self.reserved.contains(address));
+        match oldest {
+            None => Err(IpamError::Exhausted(block.size(), block.net)),
+            Some(&(since, address)) => {
+                let rested = Duration::from_micros(now.saturating_sub(since));
+                match self.rest.checked_sub(rested) {
+                    Some(ready) if !ready.is_zero() => {
+                        Err(IpamError::Resting { block: block.net, rest: self.rest, ready })
+                    }
+                    _ => Ok(address),
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self, address: IpAddr) {
+        if let Some(since) = self.resting.remove(&address) {
+            self.by_age.remove(&(since, address));
+        }
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ipam(v4: Option<&str>, v6: Option<&str>, rest: Duration) -> Ipam {
+        let mut ipam = Ipam::new(rest);
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        ipam.set_blocks(v4.map(net), v6.map(net), BTreeSet::new());
+        ipam
+    }
+
+    fn v4(ipam: &mut Ipam, now: u64) -> Result<String, IpamError> {
+        ipam.allocate(now).map(|a| a.v4.unwrap().to_string())
+    }
+
+    #[test]
+    fn first_and_last_are_left_out() {
+        let mut small = ipam(Some("10.1.0.0/30"), None, Duration::ZERO);
+        assert_eq!(v4(&mut small, 0).unwrap(), "10.1.0.1");
+        assert_eq!(v4(&mut small, 0).unwrap(), "10.1.0.2");
+        assert_eq!(v4(&mut small, 0), Err(IpamError::Exhausted(2, "10.1.0.0/30".parse().unwrap())));
+        // Two addresses or one: nothing to leave out.
+        let mut two = ipam(Some("10.1.0.6/31"), None, Duration::ZERO);
+        assert_eq!(v4(&mut two, 0).unwrap(), "10.1.0.6");
+        assert_eq!(v4(&mut two, 0).unwrap(), "10.1.0.7");
+        let mut one = ipam(None, Some("fd00::9/128"), Duration::ZERO);
+        assert_eq!(one.allocate(0).unwrap().v6.unwrap().to_string(), "fd00::9");
+        let mut last = ipam(Some("255.255.255.252/30"), None, Duration::ZERO);
+        assert_eq!(v4(&mut last, 0).unwrap(), "255.255.255.253");
+        let mut top = ipam(None, Some("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127"), Duration::ZERO);
+        assert!(top.allocate(0).is_ok() && top.allocate(0).is_ok() && top.allocate(0).is_err());
+    }
+
+    #[test]
+    fn a_wide_block_is_used_from_its_start() {
+        let mut wide = ipam(None, Some("fd00:1::/64"), Duration::ZERO);
+        assert_eq!(wide.allocate(0).unwrap().v6.unwrap().to_string(), "fd00:1::1");
+        for _ in 1..WINDOW {
+            wide.allocate(0).unwrap();
+        }
+        assert!(matches!(wide.allocate(0), Err(IpamError::Exhausted(..))));
+    }
+
+    #[test]
+    fn both_families_or_none() {
+        let mut dual = ipam(Some("10.1.0.0/24"), Some("fd00::/127"), Duration::ZERO);
+        let first = dual.allocate(0).unwrap();
+        assert!(first.v4.is_some() && first.v6.is_some());
+        dual.allocate(0).unwrap();
+        let before = dual.held.clone();
+        assert!(matches!(dual.allocate(0), Err(IpamError::Exhausted(2, _))));
+        assert_eq!(dual.held, before, "a refusal must hold nothing");
+        assert_eq!(Ipam::new(Duration::ZERO).allocate(0), Err(IpamError::NoBlock));
+    }
+
+    #[test]
+    fn the_longest_rested_goes_first_and_never_too_early() {
+        let rest = Duration::from_micros(100);
+        let mut ipam = ipam(Some("10.1.0.0/29"), None, rest);
+        let all: Vec<IpAddr> = (0..6).map(|_| IpAddr::V4(ipam.allocate(0).unwrap().v4.unwrap())).collect();
+        ipam.release(all[3], 10);
+        ipam.release(all[0], 20);
+        ipam.release(all[5], 30);
+        let refused = ipam.allocate(109).unwrap_err();
+        assert!(matches!(refused, IpamError::Resting { ready, .. } if ready == Duration::from_micros(1)));
+        assert_eq!(IpAddr::V4(ipam.allocate(110).unwrap().v4.unwrap()), all[3]);
+        assert!(ipam.allocate(110).is_err());
+        assert_eq!(IpAddr::V4(ipam.allocate(200).unwrap().v4.unwrap()), all[0]);
+        assert_eq!(IpAddr::V4(ipam.allocate(200).unwrap().v4.unwrap()), all[5]);
+    }
+
+    #[test]
+    fn fresh_addresses_go_before_rested_ones() {
+        let mut ipam = ipam(Some("10.1.0.0/24"), None, Duration::ZERO);
+        let first = v4(&mut ipam, 0).unwrap();
+        ipam.release(first.parse().unwrap(), 1);
+        assert_eq!(v4(&mut ipam, 2).unwrap(), "10.1.0.2");
+    }
+
+    #[test]
+    fn what_is_somebody_elses_is_left_out() {
+        let mut ipam = Ipam::new(Duration::ZERO);
+        let node = ["10.1.0.1".parse().unwrap()];
+        ipam.set_blocks(Some("10.1.0.0/24".parse().unwrap()), None, node.into_iter().collect());
+        ipam.hold("10.1.0.2".parse().unwrap());
+        assert_eq!(v4(&mut ipam, 0).unwrap(), "10.1.0.3");
+    }
+
+    #[test]
+    fn another_block_leaves_what_is_held() {
+        let mut ipam = ipam(Some("10.1.0.0/30"), None, Duration::ZERO);
+        let old = v4(&mut ipam, 0).unwrap();
+        ipam.set_blocks(Some("10.2.0.0/30".parse().unwrap()), None, BTreeSet::new());
+        assert_eq!(v4(&mut ipam, 0).unwrap(), "10.2.0.1");
+        ipam.set_blocks(Some("10.1.0.0/30".parse().unwrap()), None, BTreeSet::new());
+        assert_ne!(v4(&mut ipam, 0).unwrap(), old);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Allocate,
+        Release(usize),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => Just(Step::Allocate),
+            2 => any::<usize>().prop_map(Step::Release),
+            1 => (0..80u64).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens, an address has one owner at a time, and rests in between.
+        #[test]
+        fn one_owner_at_a_time(steps in prop::collection::vec(step(), 0..200)) {
+            let rest = Duration::from_micros(50);
+            let mut ipam = ipam(Some("10.1.0.0/28"), Some("fd00::/125"), rest);
+            let mut owned: Vec<Addresses> = Vec::new();
+            let mut released: BTreeMap<IpAddr, u64> = BTreeMap::new();
+            let mut now = 0;
+            for step in steps {
+                now += 1;
+                match step {
+                    Step::Wait(time) => now += time,
+                    Step::Release(which) if !owned.is_empty() => {
+                        let gone = owned.remove(which % owned.len());
+                        for address in [gone.v4.map(IpAddr::V4), gone.v6.map(IpAddr::V6)].into_iter().flatten() {
+                            ipam.release(address, now);
+                            released.insert(address, now);
+                        }
+                    }
+                    Step::Release(_) => {}
+                    Step::Allocate => {
+                        if let Ok(new) = ipam.allocate(now) {
+                            prop_assert!(owned.iter().all(|o| o.v4 != new.v4 && o.v6 != new.v6));
+                            for address in [new.v4.map(IpAddr::V4), new.v6.map(IpAddr::V6)].into_iter().flatten() {
+                                if let Some(since) = released.get(&address) {
+                                    prop_assert!(now - since >= 50, "{address} rested {} only", now - since);
+                                }
+                            }
+                            owned.push(new);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The rtnetlink requests that the pod network makes, and what it reads of the answers.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnet::IpNet;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkHeader, LinkInfo, LinkMessage, State,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::attachment::format_mac;
+use super::netlink::{Existing, Netlink, NetlinkError, Request};
+
+/// The mark (`rtm_protocol`) on every route that moat makes in the node's namespace, so that its own can be told from
+/// all others. No routing daemon that iproute2 or the kernel names has this number.
+pub const ROUTE_PROTOCOL: u8 = 109;
+
+/// One end of a veth pair to be.
+pub(crate) struct End<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: [u8; 6],
+}
+
+/// A link, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Vec<u8>,
+    pub(crate) mtu: u32,
+    /// Somebody set it up.
+    pub(crate) up: bool,
+    /// It passes packets: it is up, its peer is, and the kernel has noticed.
+    pub(crate) running: bool,
+    pub(crate) veth: bool,
+}
+
+/// A veth pair: one end in the namespace of the socket, the other in `peer_netns`. Both are down.
+pub(crate) fn create_veth(end: &End<'_>, peer: &End<'_>, peer_netns: BorrowedFd<'_>, mtu: u32) -> Request {
+    let mut other = LinkMessage::default();
+    other.attributes = vec![
+        LinkAttribute::IfName(peer.name.to_owned()),
+        LinkAttribute::Address(peer.mac.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::NetNsFd(peer_netns.as_raw_fd()),
+    ];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(end.name.to_owned()),
+        LinkAttribute::Address(end.mac.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ]),
+    ];
+    let action = format!("create the veth pair {} and {}", end.name, peer.name);
+    Request::create(RouteNetlinkMessage::NewLink(message), Existing::Refuse, action)
+}
+
+/// No link-local address made up by the kernel: nobody needs one here, and each costs duplicate address
+/// detection and multicast reports when the link comes up.
+pub(crate) fn no_made_up_address(index: u32, name: &str) -> Request {
+    let mut message = link_message(index);
+    message.attributes =
+        vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])])];
+    Request::plain(
+        RouteNetlinkMessage::SetLink(message),
+        format!("turn off the link-local address of {name}"),
+    )
+}
+
+/// Sets a link up.
+pub(crate) fn set_up(index: u32, name: &str) -> Request {
+    let mut message = link_message(index);
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Request::plain(RouteNetlinkMessage::SetLink(message), format!("set {name} up"))
+}
+
+/// Removes the link `name`, and with it its peer and their routes and neighbours.
+pub(crate) fn delete_link(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    Request::plain(RouteNetlinkMessage::DelLink(message), format!("remove the link {name}"))
+}
+
+/// `address`, alone in its prefix, on a link.
+pub(crate) fn add_address(index: u32, address: IpAddr) -> Request {
+    let mut message = AddressMessage::default();
+    message.header = AddressHeader {
+        family: family(address),
+        prefix_len: full_length(address),
+        scope: AddressScope::Universe,
+        index,
+        ..AddressHeader::default()
+    };
+    // Duplicate address detection would hold the address back for two seconds, and there is nobody on the link to ask.
+    let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+    message.attributes = vec![
+        AddressAttribute::Address(address),
+        AddressAttribute::Local(address),
+        AddressAttribute::Flags(flags),
+    ];
+    Request::create(
+        RouteNetlinkMessage::NewAddress(message),
+        Existing::Refuse,
+        format!("give the pod {address}"),
+    )
+}
+
+/// A neighbour entry that never ages and is never asked for.
+pub(crate) fn permanent_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Request {
+    let mut message = neighbour_message(index, address);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    let action = format!("set the neighbour {address} to {}", format_mac(mac));
+    Request::create(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace, action)
+}
+
+/// A route, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Route {
+    pub(crate) to: IpNet,
+    pub(crate) hop: Hop,
+    /// 0: the kernel's default for the family.
+    pub(crate) metric: u32,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Hop {
+    /// Out of a link, to whoever holds the address there.
+    Link(u32),
+    /// To a router on a link.
+    LinkVia(u32, IpAddr),
+    /// To a router; the kernel finds the link.
+    Via(IpAddr),
+    /// Nowhere: the sender is told so.
+    Unreachable,
+}
+
+impl Route {
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family(self.to.addr()),
+            destination_prefix_length: self.to.prefix_len(),
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
+            scope: match self.hop {
+                Hop::Link(_) if self.to.addr().is_ipv4() => RouteScope::Link,
+                _ => RouteScope::Universe,
+            },
+            kind: match self.hop {
+                Hop::Unreachable => RouteType::Unreachable,
+                _ => RouteType::Unicast,
+            },
+            ..RouteHeader::default()
+        };
+        if self.to.prefix_len() > 0 {
+            message.attributes.push(RouteAttribute::Destination(route_address(self.to.addr())));
+        }
+        if self.metric != 0 {
+            message.attributes.push(RouteAttribute::Priority(self.metric));
+        }
+        if let Hop::Link(index) | Hop::LinkVia(index, _) = self.hop {
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+        if let Hop::Via(gateway) | Hop::LinkVia(_, gateway) = self.hop {
+            message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+        }
+        message
+    }
+
+    /// Makes the route, or replaces the one of its prefix and metric.
+    pub(crate) fn set(&self) -> Request {
+        Request::create(
+            RouteNetlinkMessage::NewRoute(self.message()),
+            Existing::Replace,
+            format!("set the route {self}"),
+        )
+    }
+
+    /// Removes exactly this route.
+    pub(crate) fn delete(&self) -> Request {
+        Request::plain(RouteNetlinkMessage::DelRoute(self.message()), format!("remove the route {self}"))
+    }
+
+    fn read(message: &RouteMessage) -> Option<Self> {
+        let (mut to, mut gateway, mut link, mut metric) = (None, None, None, 0);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => to = ip(address),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::Priority(value) => metric = *value,
+                _ => {}
+            }
+        }
+        let unspecified = match message.header.address_family {
+            AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let to = IpNet::new(to.unwrap_or(unspecified), message.header.destination_prefix_length).ok()?;
+        let hop = match (message.header.kind, link, gateway) {
+            (RouteType::Unreachable, _, _) => Hop::Unreachable,
+            (RouteType::Unicast, Some(link), Some(gateway)) => Hop::LinkVia(link, gateway),
+            (RouteType::Unicast, Some(link), None) => Hop::Link(link),
+            (RouteType::Unicast, None, Some(gateway)) => Hop::Via(gateway),
+            _ => return None,
+        };
+        Some(Self { to, hop, metric })
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.hop {
+            Hop::Link(_) => write!(f, "to {}", self.to),
+            Hop::Via(gateway) | Hop::LinkVia(_, gateway) => write!(f, "to {} via {gateway}", self.to),
+            Hop::Unreachable => write!(f, "unreachable {}", self.to),
+        }
+    }
+}
+
+impl Netlink {
+    /// The link `name`, if there is one.
+    pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self
+            .get(Request::plain(RouteNetlinkMessage::GetLink(message), format!("look at the link {name}")))
+        {
+            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(read_link(&message))),
+            Ok(_) => Ok(None),
+            Err(error) if error.is(rustix::io::Errno::NODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All links.
+    pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.dump(Request::plain(message, "list the links"))?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(read_link(message)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// All addresses, each with the index of its link.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.dump(Request::plain(message, "list the addresses"))?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(message) => {
+                    let address = message.attributes.iter().find_map(|attribute| match attribute {
+                        AddressAttribute::Local(address) => Some(*address),
+                        _ => None,
+                    });
+                    let address = address.or_else(|| {
+                        message.attributes.iter().find_map(|attribute| match attribute {
+                            AddressAttribute::Address(address) => Some(*address),
+                            _ => None,
+                        })
+                    });
+                    Some((message.header.index, address?))
+                }
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The routes of the main table, of one family: only moat's own, or all.
+    pub(crate) fn routes(&mut self, ipv6: bool, own: bool) -> Result<Vec<Route>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        if own {
+            message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        }
+        let answers = self.dump(Request::plain(RouteNetlinkMessage::GetRoute(message), "list the routes"));
+        let answers = match answers {
+            Ok(answers) => answers,
+            // A kernel without IPv6 has no routes of it, and a namespace without any has no such table yet.
+            Err(error) if error.is(rustix::io::Errno::OPNOTSUPP) || error.is(rustix::io::Errno::NOENT) => {
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(message)
+                    if message.header.table == RouteHeader::RT_TABLE_MAIN
+                        && (!own || message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)) =>
+                {
+                    Route::read(message)
+                }
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The hardware address that a permanent neighbour entry gives `address`, if there is such an entry.
+    pub(crate) fn permanent_neighbour(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+    ) -> Result<Option<Vec<u8>>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetNeighbour(neighbour_message(index, address));
+        match self.get(Request::plain(message, format!("look at the neighbour {address}"))) {
+            Ok(RouteNetlinkMessage::NewNeighbour(message)) => {
+                let mac = message.attributes.into_iter().find_map(|attribute| match attribute {
+                    NeighbourAttribute::LinkLayerAddress(mac) => Some(mac),
+                    _ => None,
+                });
+                Ok(mac.filter(|_| message.header.state == NeighbourState::Permanent))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.is(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn link_message(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header = LinkHeader { index, ..LinkHeader::default() };
+    message
+}
+
+fn neighbour_message(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header =
+        NeighbourHeader { family: family(address), ifindex: index, ..NeighbourHeader::default() };
+    message.attributes = vec![NeighbourAttribute::Destination(match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    })];
+    message
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: Vec::new(),
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        running: false,
+        veth: false,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::OperState(state) => link.running = *state == State::Up,
+            LinkAttribute::LinkInfo(infos) => link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// The length of the prefix that holds one address.
+pub(crate) fn full_length(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}

@@ -1,0 +1,95 @@
+//! Kernel parameters below `/proc/sys/net`, of the network namespace that the calling thread is in.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a kernel parameter cannot be set.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set {} to {value}; moat needs it, so allow it or set it before", path.display())]
+pub struct SysctlError {
+    path: PathBuf,
+    value: &'static str,
+    source: io::Error,
+}
+
+/// Sets `net/NAME` to `value`. A parameter that has the value already is not written: `/proc/sys` may be read-only.
+pub(crate) fn set(name: &str, value: &'static str) -> Result<(), SysctlError> {
+    if get(name).as_deref() == Some(value) {
+        return Ok(());
+    }
+    let path = path(name);
+    fs::write(&path, value).map_err(|source| SysctlError { path, value, source })
+}
+
+/// The value of `net/NAME`, where there is such a parameter.
+pub(crate) fn get(name: &str) -> Option<String> {
+    fs::read_to_string(path(name)).ok().map(|text| text.trim().to_owned())
+}
+
+/// Whether the kernel speaks IPv6 at all.
+pub(crate) fn has_ipv6() -> bool {
+    path("ipv6/conf").is_dir()
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/proc/sys/net").join(name)
+}
+
+/// Lets the node route IPv4 between its pods and its links.
+pub(crate) fn forward_ipv4() -> Result<(), SysctlError> {
+    set("ipv4/ip_forward", "1")
+}
+
+/// Lets the node route IPv6 between its pods and its links.
+pub(crate) fn forward_ipv6() -> Result<(), SysctlError> {
+    if get("ipv6/conf/all/forwarding").as_deref() == Some("1") {
+        return Ok(());
+    }
+    // A router does not listen to router advertisements unless told so with a 2; without this the node would
+    // lose the default route that it has learnt by them.
+    for link in fs::read_dir(path("ipv6/conf")).into_iter().flatten().flatten() {
+        let name = format!("ipv6/conf/{}/accept_ra", link.file_name().to_string_lossy());
+        if get(&name).as_deref() == Some("1") {
+            set(&name, "2")?;
+        }
+    }
+    set("ipv6/conf/all/forwarding", "1")
+}
+
+/// What the host end of a pod needs before it comes up.
+pub(crate) fn prepare_host_end(name: &str, ipv6: bool) -> Result<(), SysctlError> {
+    // The agent's own chain on the link pins the pod's addresses for both families, at a lower price than this one's.
+    set(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
+    set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
+    // The pod knows its gateway's hardware address; nothing is to be answered in somebody else's name.
+    set(&format!("ipv4/conf/{name}/proxy_arp"), "0")?;
+    set(&format!("ipv4/conf/{name}/accept_redirects"), "0")?;
+    if !has_ipv6() {
+        return Ok(());
+    }
+    // What comes from a pod never configures the node.
+    set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+    set(&format!("ipv6/conf/{name}/accept_redirects"), "0")?;
+    if ipv6 {
+        set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        set(&format!("ipv6/conf/{name}/forwarding"), "1")?;
+    } else {
+        set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    }
+    Ok(())
+}
+
+/// What the pod's end needs before it comes up.
+pub(crate) fn prepare_pod_end(name: &str, ipv6: bool) -> Result<(), SysctlError> {
+    if !has_ipv6() {
+        return Ok(());
+    }
+    // Its address and routes are given; it need not ask for a router.
+    set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+    if ipv6 {
+        // Some runtimes turn IPv6 off in every new namespace.
+        set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! The wire between a pod and its node: making the veth pair and both of its ends, and taking it away.
+
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+
+use super::PodNetError;
+use super::attachment::{Attachment, GATEWAY_V4, GATEWAY_V6};
+use super::messages::{self, End, Hop, Route, full_length};
+use super::netlink::{Netlink, NetlinkError, Request};
+use super::netns::Netns;
+use super::sysctl;
+use ipnet::IpNet;
+
+/// The gateway of an address's family.
+pub(crate) fn gateway(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => IpAddr::V4(GATEWAY_V4),
+        IpAddr::V6(_) => IpAddr::V6(GATEWAY_V6),
+    }
+}
+
+/// `address` alone in its prefix.
+pub(crate) fn host_prefix(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+/// The routes of the pod's end: to the gateway, and through it to everything.
+pub(crate) fn pod_routes(index: u32, address: IpAddr) -> Vec<Route> {
+    let gateway = gateway(address);
+    let everything = match address {
+        IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    };
+    let default = IpNet::new_assert(everything, 0);
+    let mut routes = Vec::with_capacity(2);
+    if address.is_ipv4() {
+        // IPv6 takes a link-local gateway as it is; IPv4 wants to see that it is on the link.
+        routes.push(Route { to: host_prefix(gateway), hop: Hop::Link(index), metric: 0 });
+    }
+    routes.push(Route { to: default, hop: Hop::LinkVia(index, gateway), metric: 0 });
+    routes
+}
+
+/// The node's route to a pod's address.
+pub(crate) fn host_route(index: u32, address: IpAddr) -> Route {
+    debug_assert_eq!(host_prefix(address).prefix_len(), full_length(address));
+    Route { to: host_prefix(address), hop: Hop::Link(index), metric: 0 }
+}
+
+/// Makes the pair and the pod's end of it. The node's end exists afterwards under its final name, and is down.
+///
+/// It is born in the pod's namespace, because there the name it shall have is free or the runtime is mistaken;
+/// the other way round, two pods' ends would meet under one name in the node's namespace.
+pub(crate) fn build(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError> {
+    let pod = Netns::open(&attachment.netns)?;
+    if pod.is(node) {
+        return Err(PodNetError::Netns(super::NetnsError::NotAPods(attachment.netns.clone())));
+    }
+    pod.run(|| build_inside(attachment, node))?
+}
+
+fn build_inside(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError> {
+    use std::os::fd::AsFd;
+    let name = attachment.ifname.as_str();
+    let mut netlink = Netlink::open()?;
+    let pod_end = End { name, mac: attachment.pod_mac };
+    let host_end = End { name: &attachment.host_ifname, mac: attachment.host_mac };
+    netlink
+        .apply(vec![messages::create_veth(&pod_end, &host_end, node.as_fd(), attachment.mtu)])
+        .map_err(|error| exists(error, attachment))?;
+    let index = index_of(&mut netlink, name)?;
+    let loopback = index_of(&mut netlink, "lo")?;
+    sysctl::prepare_pod_end(name, attachment.v6.is_some())?;
+    let mut requests = Vec::with_capacity(12);
+    if sysctl::has_ipv6() {
+        requests.push(messages::no_made_up_address(index, name));
+    }
+    // A pod reaches itself by its own address over the loopback interface.
+    requests.push(messages::set_up(loopback, "lo"));
+    requests.extend(attachment.addresses().map(|address| messages::add_address(index, address)));
+    requests.push(messages::set_up(index, name));
+    for address in attachment.addresses() {
+        requests.push(messages::permanent_neighbour(index, gateway(address), attachment.host_mac));
+        requests.extend(pod_routes(index, address).iter().map(Route::set));
+    }
+    Ok(netlink.apply(requests)?)
+}
+
+/// The kernel says that one of the two names is taken. The node's end has a name of its own, and whatever had it was
+/// removed before; so it is the pod's.
+fn exists(error: NetlinkError, attachment: &Attachment) -> PodNetError {
+    if error.is(Errno::EXIST) {
+        PodNetError::InterfaceExists(attachment.key())
+    } else {
+        PodNetError::Kernel(error)
+    }
+}
+
+/// Sets the node's end up and leads the pod's addresses to it. Doing it again changes nothing.
+pub(crate) fn connect(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), PodNetError> {
+    let name = attachment.host_ifname.as_str();
+    let index = index_of(netlink, name)?;
+    sysctl::prepare_host_end(name, attachment.v6.is_some())?;
+    let mut requests = Vec::with_capacity(6);
+    if sysctl::has_ipv6() {
+        requests.push(messages::no_made_up_address(index, name));
+    }
+    requests.push(messages::set_up(index, name));
+    requests.extend(lead(index, attachment));
+    Ok(netlink.apply(requests)?)
+}
+
+/// The node's routes and neighbours of a pod.
+pub(crate) fn lead(index: u32, attachment: &Attachment) -> impl Iterator<Item = Request> + '_ {
+    attachment.addresses().flat_map(move |address| {
+        [host_route(index, address).set(), messages::permanent_neighbour(index, address, attachment.pod_mac)]
+    })
+}
+
+/// Removes the node's end and with it the pod's, and their routes and neighbours. Fine where there is none.
+pub(crate) fn remove(netlink: &mut Netlink, host_ifname: &str) -> Result<(), NetlinkError> {
+    match netlink.apply(vec![messages::delete_link(host_ifname)]) {
+        Err(error) if error.is(Errno::NODEV) => Ok(()),
+        other => other,
+    }
+}
+
+fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, PodNetError> {
+    match netlink.link(name)? {
+        Some(link) => Ok(link.index),
+        None => Err(PodNetError::LinkGone(name.to_owned())),
+    }
+}
