@@ -1,4 +1,17 @@
-//! node-agent
+//! moat's node agent: enforces compiled policy in nftables and runs the pod network.
+//!
+//! ```text
+//!   folders ──source──▶ Reading ─┐                        ┌─ dataplane: writer thread ──▶ nftables
+//!                                ├─▶ desired ──▶ Update ──┤
+//!   moat-cni ─cni_server─▶ ADD ──┘    (pure)              └─ podnet: veths, addresses, routes
+//! ```
+//!
+//! [`check`] is a party of its own that reads the kernel's tables through `nft` and compares
+//! what they do with what the engine says.
 
+pub mod check;
 pub mod cni_server;
+pub mod dataplane;
+pub mod desired;
 pub mod podnet;
+pub mod source;
