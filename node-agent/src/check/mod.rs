@@ -1,0 +1,24 @@
+//! `moat-agent check`: does the kernel's table do what the policies say?
+//!
+//! ```text
+//!   nft -j list table inet moat ──reader──▶ Ruleset ──┐
+//!   manifests ──▶ Objects ──▶ evaluate ───────────────┴─ compare: every pod, direction, peers, port edges ──▶ Report
+//! ```
+//!
+//! An independent party: it shares no code with what writes the table. Of the table it knows nothing but what the kernel
+//! knows, which chains are hooked in where and what each expression means, and walks it packet by packet.
+
+mod compare;
+mod reader;
+mod ruleset;
+mod sample;
+mod value;
+mod walk;
+
+pub use compare::{CompareError, Difference, Report, Veth, compare};
+pub use reader::{ReadError, read};
+pub use ruleset::{
+    Base, Chain, Datum, Field, FieldKind, Pattern, Right, Ruleset, Set, Statement, Type, Verdict,
+};
+pub use sample::Limits;
+pub use walk::{Outcome, Packet, WalkError, walk};

@@ -1,0 +1,46 @@
+//! What goes wrong between us and the kernel.
+
+use std::sync::Arc;
+
+use moat_nfnetlink::nft::TableId;
+
+/// Why the kernel does not hold what it was to hold. What it held before it goes on enforcing.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused, or could not be asked.
+    #[error(transparent)]
+    Kernel(Arc<moat_nfnetlink::Error>),
+    /// A table of ours belongs to another process.
+    #[error(
+        "the table {table} belongs to another process (netlink port {owner}): \
+         is another moat-agent running in this network namespace? Stop it first"
+    )]
+    Owned {
+        /// The table.
+        table: TableId,
+        /// The netlink port of its owner, mostly the process's id.
+        owner: u32,
+    },
+    /// The kernel refused a change; the pods that it is about are closed until they change again.
+    #[error("the kernel refused the change; the pods that it is about are closed: {0}")]
+    Closed(#[source] Box<Error>),
+    /// The data plane has stopped.
+    #[error("the data plane has stopped")]
+    Stopped,
+    /// The data plane's thread could not be started.
+    #[error("cannot start the data plane's thread")]
+    Thread(#[source] Arc<std::io::Error>),
+}
+
+impl From<moat_nfnetlink::Error> for Error {
+    fn from(error: moat_nfnetlink::Error) -> Self {
+        Error::Kernel(Arc::new(error))
+    }
+}
+
+impl From<moat_nfnetlink::EncodeError> for Error {
+    fn from(error: moat_nfnetlink::EncodeError) -> Self {
+        moat_nfnetlink::Error::from(error).into()
+    }
+}

@@ -1,0 +1,207 @@
+//! The edge to the kernel: sends plans, lists our tables, finds out what the kernel can do.
+
+use std::collections::BTreeMap;
+
+use moat_nfnetlink::EncodeError;
+use moat_nfnetlink::nft::{self, Batch, Family, Socket, TableId, UserData, table_flags, userdata};
+use tracing::{debug, info};
+
+use super::adopt::{FoundSet, FoundTable, adopt, fill};
+use super::error::Error;
+use super::layout::{Table, VERSION};
+use super::op::{Op, Plan};
+use super::state::Content;
+
+/// The kind of the user data of a table that holds the layout's version. `nft` itself uses the kind 0.
+const USERDATA_VERSION: u8 = 0x6d;
+
+/// How often a listing that somebody else's commit came into is made again.
+const LISTINGS: usize = 20;
+
+/// Our tables in the kernel.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    socket: Socket,
+    /// The flags of our tables: owner and persist, or none.
+    flags: u32,
+    /// Listings since the start.
+    pub(crate) listings: u64,
+}
+
+/// What a listing of our tables says about them as a whole.
+enum Standing {
+    /// It is not there.
+    Missing,
+    /// It is ours to adopt.
+    Adoptable,
+    /// It is of another layout, or has other flags: it can only be replaced.
+    Foreign,
+}
+
+impl Kernel {
+    /// Opens a socket in the network namespace of the calling thread, and finds out whether tables can have an owner.
+    pub(crate) fn open(want_owner: bool) -> Result<Self, Error> {
+        let mut socket = Socket::open()?;
+        let owned = want_owner && can_own(&mut socket)?;
+        let flags = if owned { table_flags::OWNER | table_flags::PERSIST } else { 0 };
+        Ok(Self { socket, flags, listings: 0 })
+    }
+
+    /// Whether nobody else can change our tables.
+    pub(crate) fn owns(&self) -> bool {
+        self.flags & table_flags::OWNER != 0
+    }
+
+    /// The port id that our commits carry.
+    pub(crate) fn port_id(&self) -> u32 {
+        self.socket.port_id()
+    }
+
+    /// Carries a plan out.
+    pub(crate) fn carry_out(&mut self, plan: Plan) -> Result<(), Error> {
+        plan.transactions().iter().try_for_each(|ops| self.commit(ops, None))
+    }
+
+    /// Makes our tables hold this content and nothing else, whatever they hold now.
+    pub(crate) fn restore(&mut self, content: &Content) -> Result<(), Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            // A listing is good as long as nobody commits. With an owner nobody can commit to our tables at all;
+            // else the batch says which generation it was made for, but does not wait for silence for ever.
+            let generation = self.socket.generation()?;
+            let guard = (!self.owns() && tries < LISTINGS).then_some(generation);
+            match self.restore_once(content, guard) {
+                Err(Error::Kernel(e)) if matches!(*e, moat_nfnetlink::Error::Restart { .. }) => {
+                    debug!(tries, "somebody else committed while the tables were listed; listing again");
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn restore_once(&mut self, content: &Content, guard: Option<u32>) -> Result<(), Error> {
+        self.listings += 1;
+        let mut all = Vec::new();
+        for table in Table::ALL {
+            all.push((table, self.standing(table)?));
+        }
+        let whole = all.iter().any(|(_, standing)| !matches!(standing, Standing::Adoptable));
+        if !whole {
+            if self.owns() {
+                // First ours, then listed: nobody changes it in between.
+                let take_over: Vec<Op> = Table::ALL.map(|t| Op::AddTable(self.declaration(t))).into();
+                self.commit(&take_over, None)?;
+            }
+            let mut found = BTreeMap::new();
+            for table in Table::ALL {
+                found.insert(table, self.list(table)?);
+            }
+            if let Some(plan) = adopt(&found, content) {
+                let transactions = plan.transactions();
+                // Only the first of two is guarded: our own first changes the generation.
+                for (index, ops) in transactions.iter().enumerate() {
+                    self.commit(ops, guard.filter(|_| index == 0))?;
+                }
+                return Ok(());
+            }
+        }
+        let mut ops = Vec::new();
+        for (table, standing) in all {
+            if !matches!(standing, Standing::Missing) {
+                info!(table = %table.id(), "replacing the table as a whole");
+                ops.push(Op::DeleteTable(table));
+            }
+            ops.push(Op::AddTable(self.declaration(table)));
+        }
+        ops.extend(fill(content));
+        self.commit(&ops, guard)
+    }
+
+    fn declaration(&self, table: Table) -> nft::Table {
+        let userdata = UserData::new()
+            .comment("moat: NetworkPolicy; changes are undone")
+            .with(USERDATA_VERSION, [VERSION]);
+        nft::Table::new(table.id()).flags(self.flags).userdata(userdata)
+    }
+
+    fn standing(&mut self, table: Table) -> Result<Standing, Error> {
+        let id = table.id();
+        let tables = self.socket.tables(Some(id.family))?;
+        let Some(info) = tables.items.into_iter().find(|t| t.id == id) else {
+            return Ok(Standing::Missing);
+        };
+        if let Some(owner) = info.owner.filter(|o| *o != self.port_id()) {
+            return Err(Error::Owned { table: id, owner });
+        }
+        let version = userdata::find(&info.userdata, USERDATA_VERSION);
+        // An orphan has lost the owner flag, and gets it back by being taken over.
+        let same_flags = (info.flags ^ self.flags) & !table_flags::OWNER == 0;
+        Ok(if same_flags && version == Some(&[VERSION][..]) {
+            Standing::Adoptable
+        } else {
+            Standing::Foreign
+        })
+    }
+
+    fn list(&mut self, table: Table) -> Result<FoundTable, Error> {
+        let id = table.id();
+        let mut found = FoundTable::default();
+        for chain in self.socket.chains(&id)?.items {
+            found.chains.insert(chain.name, chain.base);
+        }
+        for set in self.socket.sets(&id)?.items.into_iter().filter(|s| !s.is_anonymous()) {
+            let content = match set.declaration() {
+                Some(declaration) => Some(self.content(&id, declaration)?),
+                None => None,
+            };
+            found.sets.insert(set.name, content);
+        }
+        Ok(found)
+    }
+
+    fn content(&mut self, table: &TableId, declaration: nft::Set) -> Result<FoundSet, Error> {
+        let mut elements = Some(Vec::new());
+        self.socket.elements(table, declaration.name(), |element| {
+            match (element.element(&declaration), &mut elements) {
+                (Some(element), Some(all)) => all.push(element),
+                (None, _) => elements = None,
+                (Some(_), None) => {}
+            }
+        })?;
+        Ok(FoundSet { declaration, elements })
+    }
+
+    fn commit(&mut self, ops: &[Op], guard: Option<u32>) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        for op in ops {
+            op.encode(&mut batch)?;
+        }
+        self.socket.send(&batch, guard)?;
+        Ok(())
+    }
+}
+
+/// Whether this kernel lets a table have an owner and outlive it. Tried on a table of another name.
+fn can_own(socket: &mut Socket) -> Result<bool, Error> {
+    let id = TableId::new(Family::Inet, format!("moat-probe-{}", socket.port_id()));
+    let probe = nft::Table::new(id.clone()).flags(table_flags::OWNER | table_flags::PERSIST);
+    let mut batch = Batch::new();
+    let built: Result<(), EncodeError> = batch.create_table(&probe).and_then(|()| batch.delete_table(&id));
+    built?;
+    match socket.send(&batch, None) {
+        Ok(_) => Ok(true),
+        Err(error) if refuses_flags(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What kernels answer to flags that they do not know.
+fn refuses_flags(error: &moat_nfnetlink::Error) -> bool {
+    let refused = matches!(error, moat_nfnetlink::Error::Refused(_));
+    let errno = error.errno().map(std::io::Error::from_raw_os_error);
+    refused
+        && errno.is_some_and(|e| {
+            matches!(e.kind(), std::io::ErrorKind::Unsupported | std::io::ErrorKind::InvalidInput)
+        })
+}

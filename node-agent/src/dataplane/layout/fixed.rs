@@ -1,0 +1,272 @@
+//! The chains that are there before any pod is.
+
+use moat_nfnetlink::nft::{
+    Chain, Cmp, Direction as CtDirection, Hook, IfName, Operand, Options, Policy, Rule, Source, Statement,
+    Value, Verdict, ct_state,
+};
+
+use super::drops::DropReason;
+use super::names::{self, PodSet, Table};
+use super::{ChainRules, LayoutConfig, TUNNEL_PORT};
+
+/// The priority of our chains at `forward` and `input`: `filter`, behind connection tracking and NAT of destinations.
+const FILTER: i32 = 0;
+
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
+
+/// The fixed chains of a table, each behind those that it leads to.
+pub(crate) fn chains(table: Table, config: &LayoutConfig) -> Vec<ChainRules> {
+    let mut chains: Vec<ChainRules> = DropReason::ALL
+        .into_iter()
+        .filter(|r| r.is_in(table))
+        .map(|r| drop_chain(table, r, config))
+        .collect();
+    match table {
+        Table::Inet => chains.extend([to_pod(), related(), irregular(), forward(config), input()]),
+        Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
+    }
+    chains
+}
+
+fn regular(table: Table, name: &'static str, rules: Vec<Rule>) -> ChainRules {
+    ChainRules { table, chain: Chain::new(name), rules }
+}
+
+/// `iifname "moat*"` or `oifname "moat*"`, or the opposite.
+fn veth(source: Source, cmp: Cmp) -> Statement {
+    let value = IfName::new(names::VETH_PREFIX).map_or(Operand::bytes(*b"moat"), Operand::prefix);
+    Statement::Match { source, mask: None, cmp, value }
+}
+
+pub(super) fn v4(rule: Rule) -> Rule {
+    rule.eq(Source::NFPROTO, IPV4)
+}
+
+pub(super) fn v6(rule: Rule) -> Rule {
+    rule.eq(Source::NFPROTO, IPV6)
+}
+
+/// TCP that is neither a connection's first packet nor one that could be.
+pub(super) fn mid_stream() -> Rule {
+    const FIN_SYN_RST_ACK: u8 = 0x17;
+    const SYN: u8 = 0x02;
+    Rule::new()
+        .eq(Source::L4PROTO, TCP)
+        .masked(Source::TCP_FLAGS, FIN_SYN_RST_ACK, Cmp::Neq, SYN)
+        .verdict(DropReason::MidStream.goto())
+}
+
+fn drop_chain(table: Table, reason: DropReason, config: &LayoutConfig) -> ChainRules {
+    let mut rules = Vec::new();
+    if matches!(reason, DropReason::Policy(_) | DropReason::MidStream) {
+        // A pod always reaches itself; through a Service its packets come back to it this way. Asked only here, where
+        // the packet would be dropped, it costs the others nothing.
+        rules.push(
+            v4(Rule::new())
+                .lookup([Source::IIFNAME, Source::IP_SADDR, Source::IP_DADDR], PodSet::Self4.name())
+                .verdict(Verdict::Accept),
+        );
+        rules.push(
+            v6(Rule::new())
+                .lookup([Source::IIFNAME, Source::IP6_SADDR, Source::IP6_DADDR], PodSet::Self6.name())
+                .verdict(Verdict::Accept),
+        );
+    }
+    if matches!(reason, DropReason::Revoked | DropReason::Invalid) {
+        // Only traffic to and from pods is ours; the rest goes on as if we were not there.
+        rules.push(
+            Rule::new()
+                .then(veth(Source::IIFNAME, Cmp::Neq))
+                .then(veth(Source::OIFNAME, Cmp::Neq))
+                .verdict(Verdict::Return),
+        );
+    }
+    rules.extend(reason.rules(config.log_group));
+    ChainRules { table, chain: Chain::new(reason.as_str()), rules }
+}
+
+fn forward(config: &LayoutConfig) -> ChainRules {
+    let rules = vec![
+        // The fast path. One rule, so that a packet of a connection that was let in passes at one rule's cost; the
+        // mark is a part of it, because a revoked connection stays established.
+        Rule::new()
+            .ct_mark(config.revoked_mark, false)
+            .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
+            .verdict(Verdict::Accept),
+        Rule::new().ct_mark(config.revoked_mark, true).verdict(Verdict::jump(DropReason::Revoked.as_str())),
+        Rule::new()
+            .neq(Source::CT_STATE, Value::CtState(ct_state::NEW))
+            .verdict(Verdict::jump(names::IRREGULAR)),
+        tunnel().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(DropReason::Tunnel.goto()),
+        Rule::new().vmap([Source::IIFNAME], PodSet::FromPod.name()),
+        Rule::new().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(DropReason::UnknownPod.goto()),
+        // From elsewhere, but with the address of one of our pods: only its own host end may bring that.
+        v4(Rule::new()).lookup([Source::IP_SADDR], PodSet::Local4.name()).verdict(DropReason::Spoofed.goto()),
+        v6(Rule::new())
+            .lookup([Source::IP6_SADDR], PodSet::Local6.name())
+            .verdict(DropReason::Spoofed.goto()),
+        Rule::new().verdict(Verdict::goto(names::TO_POD)),
+    ];
+    ChainRules {
+        table: Table::Inet,
+        chain: Chain::filter(names::FORWARD, Hook::Forward, FILTER, Policy::Accept),
+        rules,
+    }
+}
+
+fn tunnel() -> Rule {
+    Rule::new().eq(Source::L4PROTO, UDP).eq(Source::TH_DPORT, Operand::be16(TUNNEL_PORT))
+}
+
+fn to_pod() -> ChainRules {
+    regular(
+        Table::Inet,
+        names::TO_POD,
+        vec![
+            Rule::new().vmap([Source::OIFNAME], PodSet::ToPod.name()),
+            Rule::new().then(veth(Source::OIFNAME, Cmp::Eq)).verdict(DropReason::UnknownPod.goto()),
+        ],
+    )
+}
+
+/// Neither new nor established. What is left, packets that nobody tracks, comes back and is judged as new.
+fn irregular() -> ChainRules {
+    regular(
+        Table::Inet,
+        names::IRREGULAR,
+        vec![
+            Rule::new().ct_state(ct_state::RELATED).verdict(Verdict::goto(names::RELATED)),
+            Rule::new().ct_state(ct_state::INVALID).verdict(Verdict::jump(DropReason::Invalid.as_str())),
+        ],
+    )
+}
+
+/// ICMP errors. From a pod only about its own connection: the end of the connection that the error comes from must be
+/// the pod. Else a pod that may not talk could reset other pods' connections with forged errors.
+fn related() -> ChainRules {
+    let mut rules = vec![Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept)];
+    for (number, direction) in [(0_u8, CtDirection::Original), (1, CtDirection::Reply)] {
+        let own = Rule::new().eq(Source::CT_DIRECTION, number);
+        rules.push(
+            v4(own.clone())
+                .lookup(
+                    [Source::IIFNAME, Source::IP_SADDR, Source::ct_ip_saddr(direction)],
+                    PodSet::Self4.name(),
+                )
+                .verdict(Verdict::Accept),
+        );
+        rules.push(
+            v6(own)
+                .lookup(
+                    [Source::IIFNAME, Source::IP6_SADDR, Source::ct_ip6_saddr(direction)],
+                    PodSet::Self6.name(),
+                )
+                .verdict(Verdict::Accept),
+        );
+    }
+    rules.push(Rule::new().verdict(DropReason::Spoofed.goto()));
+    regular(Table::Inet, names::RELATED, rules)
+}
+
+/// A node and its own pods always reach each other, but only pods that we know; and what makes a pod more than a pod
+/// to its node (a tunnel's frames, routes by ICMP, addresses that mean the node itself) is nobody's.
+fn input() -> ChainRules {
+    const REDIRECT: u8 = 5;
+    let rules = vec![
+        Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept),
+        tunnel().verdict(DropReason::Tunnel.goto()),
+        Rule::new()
+            .lookup_missing([Source::IIFNAME], PodSet::Pods.name())
+            .verdict(DropReason::UnknownPod.goto()),
+        v4(Rule::new())
+            .masked(Source::IP_DADDR, Operand::bytes([255, 0, 0, 0]), Cmp::Eq, Operand::bytes([127, 0, 0, 0]))
+            .verdict(DropReason::Spoofed.goto()),
+        Rule::new()
+            .eq(Source::L4PROTO, ICMP)
+            .eq(Source::ICMP_TYPE, REDIRECT)
+            .verdict(DropReason::Spoofed.goto()),
+    ];
+    ChainRules {
+        table: Table::Inet,
+        chain: Chain::filter(names::INPUT, Hook::Input, FILTER, Policy::Accept),
+        rules,
+    }
+}
+
+/// IPv4 from a pod's own address, with options: anything but a source route.
+fn options() -> ChainRules {
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
+    let has = |kind| Rule::new().eq(Source::Has { options: Options::Ipv4, kind }, 1);
+    regular(
+        Table::Netdev,
+        names::OPTIONS,
+        vec![
+            has(LOOSE_SOURCE_ROUTE).verdict(DropReason::Spoofed.goto()),
+            has(STRICT_SOURCE_ROUTE).verdict(DropReason::Spoofed.goto()),
+            Rule::new().verdict(Verdict::Accept),
+        ],
+    )
+}
+
+/// ICMPv6 from a pod's own address: anything but what only a router says.
+fn icmp6() -> ChainRules {
+    const ROUTER_ADVERTISEMENT: u8 = 134;
+    const REDIRECT: u8 = 137;
+    let is = |kind: u8| Rule::new().eq(Source::ICMP_TYPE, kind);
+    regular(
+        Table::Netdev,
+        names::ICMP6,
+        vec![
+            is(ROUTER_ADVERTISEMENT).verdict(DropReason::Spoofed.goto()),
+            is(REDIRECT).verdict(DropReason::Spoofed.goto()),
+            routing_header().verdict(DropReason::Spoofed.goto()),
+            Rule::new().verdict(Verdict::Accept),
+        ],
+    )
+}
+
+fn routing_header() -> Rule {
+    Rule::new().eq(ROUTING_HEADER, 1)
+}
+
+/// Whether an IPv6 packet has a routing header, which is what IPv6 calls a source route.
+pub(super) const ROUTING_HEADER: Source = Source::Has { options: Options::Ipv6, kind: 43 };
+
+/// From an address that is not the pod's. A fresh interface looks for routers, neighbours and multicast groups from the
+/// unspecified and the link-local address; that is dropped too, but it is no attempt at anything.
+fn odd() -> ChainRules {
+    let icmp6 = || Rule::new().eq(Source::ETHER_TYPE, Value::EtherType(0x86dd)).eq(Source::L4PROTO, ICMP6);
+    let link_local = Source::Payload { base: moat_nfnetlink::nft::PayloadBase::Network, offset: 8, len: 2 };
+    regular(
+        Table::Netdev,
+        names::ODD,
+        vec![
+            icmp6()
+                .masked(link_local, Operand::be16(0xffc0), Cmp::Eq, Operand::be16(0xfe80))
+                .verdict(Verdict::goto(names::NOISE)),
+            icmp6().eq(Source::IP6_SADDR, Operand::bytes([0; 16])).verdict(Verdict::goto(names::NOISE)),
+            Rule::new().verdict(DropReason::Spoofed.goto()),
+        ],
+    )
+}
+
+fn noise() -> ChainRules {
+    let quiet = |from: u8, to: u8| Rule::new().range(Source::ICMP_TYPE, from, to).verdict(Verdict::Drop);
+    regular(
+        Table::Netdev,
+        names::NOISE,
+        vec![
+            // Multicast listener reports and router solicitations; neighbour discovery; reports of version 2.
+            quiet(131, 133),
+            quiet(135, 136),
+            quiet(143, 143),
+            Rule::new().verdict(DropReason::Spoofed.goto()),
+        ],
+    )
+}

@@ -1,0 +1,139 @@
+//! The layout of the tables: pure functions from policy to chains, sets and elements.
+//!
+//! ```text
+//! netdev moat   <veth> (ingress)      own MAC and addresses only          ──▶ odd, options, icmp6, noise, spoofed
+//! inet moat     forward               ct mark not revoked, established    ──▶ accept, the fast path
+//!                                     revoked, irregular (related, invalid)
+//!                                     iifname ▶ from_pod                  ──▶ egress-<program> | to-pod
+//!               egress-<program>      peers and ports                     ──▶ to-pod | policy-egress
+//!               to-pod                oifname ▶ to_pod                    ──▶ ingress-<program> | accept
+//!               ingress-<program>     peers and ports                     ──▶ accept | policy-ingress
+//!               input                 from pods that we know only
+//! ```
+//!
+//! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
+//! begins with `moat` is decided: every chain that such a packet can reach ends in an accept or in a chain of one
+//! [`DropReason`].
+
+mod drops;
+mod fixed;
+mod names;
+mod program;
+mod sets;
+mod veth;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use moat_nfnetlink::nft::{Chain, Element, IfName, Rule, Value, Verdict};
+use moat_policies::{Direction, ProgramId};
+
+pub use drops::DropReason;
+pub(crate) use fixed::chains as fixed_chains;
+pub(crate) use names::{Part, PodSet, Table};
+pub use names::{TABLE, VETH_PREFIX};
+pub(crate) use program::{ProgramObjects, program};
+pub(crate) use sets::{element, parts, prefixes};
+pub(crate) use veth::chain as veth_chain;
+
+/// Changes whenever tables of an older build cannot be adopted but must be replaced. Kept with each table.
+pub(crate) const VERSION: u8 = 1;
+
+/// Where VXLAN frames go (IANA). No pod may send there: a frame that looked like a tunnel's would bring packets with any
+/// source into the node's network.
+pub(crate) const TUNNEL_PORT: u16 = 4789;
+
+/// What the layout depends on besides policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayoutConfig {
+    /// The bits of the connection mark that say "revoked". Other bits belong to others and are left alone.
+    pub revoked_mark: u32,
+    /// The nflog group that copies of dropped packets go to.
+    pub log_group: u16,
+    /// Whether pods have IPv4 addresses here. Without, no set has an IPv4 part, and isolated pods reach nobody over it.
+    pub v4: bool,
+    /// Whether pods have IPv6 addresses here.
+    pub v6: bool,
+}
+
+impl Default for LayoutConfig {
+    fn default() -> Self {
+        Self { revoked_mark: 0x0800_0000, log_group: 86, v4: true, v6: true }
+    }
+}
+
+/// A pod of this node, as the pod network made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPod {
+    /// The name of its veth's end in the node's namespace; it begins with [`VETH_PREFIX`].
+    pub ifname: String,
+    /// The hardware address of the pod's end.
+    pub pod_mac: [u8; 6],
+    /// Its IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// A chain and all its rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChainRules {
+    pub(crate) table: Table,
+    pub(crate) chain: Chain,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// What decides about a pod in each direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PodVerdict {
+    /// Its programs, where it is isolated.
+    Programs { ingress: Option<ProgramId>, egress: Option<ProgramId> },
+    /// Nothing gets through: the kernel did not take its rules.
+    Closed,
+}
+
+impl PodVerdict {
+    fn of_packets_to(self) -> Verdict {
+        match self {
+            PodVerdict::Programs { ingress: Some(id), .. } => {
+                Verdict::goto(names::program(Direction::Ingress, id))
+            }
+            PodVerdict::Programs { ingress: None, .. } => Verdict::Accept,
+            PodVerdict::Closed => Verdict::goto(DropReason::KernelRefused.as_str()),
+        }
+    }
+
+    fn of_packets_from(self) -> Verdict {
+        match self {
+            PodVerdict::Programs { egress: Some(id), .. } => {
+                Verdict::goto(names::program(Direction::Egress, id))
+            }
+            PodVerdict::Programs { egress: None, .. } => Verdict::goto(names::TO_POD),
+            PodVerdict::Closed => Verdict::goto(DropReason::KernelRefused.as_str()),
+        }
+    }
+}
+
+/// The elements that a pod has: one in each set that it is in.
+pub(crate) fn pod_elements(ifname: IfName, pod: &LocalPod, verdict: PodVerdict) -> Vec<(PodSet, Element)> {
+    let mut elements = vec![
+        (PodSet::FromPod, Element::new(ifname).verdict(verdict.of_packets_from())),
+        (PodSet::ToPod, Element::new(ifname).verdict(verdict.of_packets_to())),
+    ];
+    if verdict == PodVerdict::Closed {
+        // Its node does not know it either.
+        return elements;
+    }
+    elements.push((PodSet::Pods, Element::new(ifname)));
+    let mut address = |itself: PodSet, local: PodSet, address: IpAddr| {
+        let value = Value::from(address);
+        elements.push((itself, Element::new([Value::IfName(ifname), value, value])));
+        elements.push((local, Element::new(value)));
+    };
+    if let Some(v4) = pod.v4 {
+        address(PodSet::Self4, PodSet::Local4, v4.into());
+    }
+    if let Some(v6) = pod.v6 {
+        address(PodSet::Self6, PodSet::Local6, v6.into());
+    }
+    elements
+}

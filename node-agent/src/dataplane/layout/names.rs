@@ -1,0 +1,160 @@
+//! What everything in the tables is called.
+
+use std::sync::Arc;
+
+use moat_nfnetlink::nft::{Family, Field, KeyType, Set, TableId};
+use moat_policies::{Direction, ProgramId, SetId};
+
+/// The name of both tables.
+pub const TABLE: &str = "moat";
+/// What the name of every pod's host end begins with.
+pub const VETH_PREFIX: &str = "moat";
+
+pub(crate) const FORWARD: &str = "forward";
+pub(crate) const INPUT: &str = "input";
+/// Decides the ingress side: everything that is about to leave by a pod's host end comes here.
+pub(crate) const TO_POD: &str = "to-pod";
+pub(crate) const IRREGULAR: &str = "irregular";
+pub(crate) const RELATED: &str = "related";
+/// What a veth's own chain does not accept.
+pub(crate) const ODD: &str = "odd";
+pub(crate) const OPTIONS: &str = "options";
+pub(crate) const ICMP6: &str = "icmp6";
+pub(crate) const NOISE: &str = "noise";
+
+/// One of the two tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Table {
+    /// `inet moat`: verdicts.
+    Inet,
+    /// `netdev moat`: anti-spoofing, a chain a veth.
+    Netdev,
+}
+
+impl Table {
+    pub(crate) const ALL: [Table; 2] = [Table::Inet, Table::Netdev];
+
+    pub(crate) fn id(self) -> TableId {
+        match self {
+            Table::Inet => TableId::new(Family::Inet, TABLE),
+            Table::Netdev => TableId::new(Family::Netdev, TABLE),
+        }
+    }
+}
+
+/// The sets that have elements for each local pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum PodSet {
+    /// Host end → egress program.
+    FromPod,
+    /// Host end → ingress program.
+    ToPod,
+    /// Host ends of the pods that we know.
+    Pods,
+    /// Host end, address, address: a pod and itself, IPv4.
+    Self4,
+    /// The same, IPv6.
+    Self6,
+    /// The pods' addresses, IPv4.
+    Local4,
+    /// The same, IPv6.
+    Local6,
+}
+
+impl PodSet {
+    pub(crate) const ALL: [PodSet; 7] = [
+        PodSet::FromPod,
+        PodSet::ToPod,
+        PodSet::Pods,
+        PodSet::Self4,
+        PodSet::Self6,
+        PodSet::Local4,
+        PodSet::Local6,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            PodSet::FromPod => "from_pod",
+            PodSet::ToPod => "to_pod",
+            PodSet::Pods => "pods",
+            PodSet::Self4 => "self4",
+            PodSet::Self6 => "self6",
+            PodSet::Local4 => "local4",
+            PodSet::Local6 => "local6",
+        }
+    }
+
+    /// The set as it is declared.
+    pub(crate) fn set(self) -> Set {
+        match self {
+            PodSet::FromPod | PodSet::ToPod => Set::new(self.name(), Field::IfName).verdict_map(),
+            PodSet::Pods => Set::new(self.name(), Field::IfName),
+            PodSet::Self4 => Set::new(self.name(), key([Field::IfName, Field::Ipv4Addr, Field::Ipv4Addr])),
+            PodSet::Self6 => Set::new(self.name(), key([Field::IfName, Field::Ipv6Addr, Field::Ipv6Addr])),
+            PodSet::Local4 => Set::new(self.name(), Field::Ipv4Addr),
+            PodSet::Local6 => Set::new(self.name(), Field::Ipv6Addr),
+        }
+    }
+}
+
+/// A key of two or three fields.
+pub(crate) fn key<const N: usize>(fields: [Field; N]) -> KeyType {
+    // The widest key, a name and two IPv6 addresses, has 48 of the 64 bytes that there are.
+    KeyType::new(&fields).unwrap_or(KeyType::from(fields[0]))
+}
+
+/// A program's chain. Programs are named by content alone, so one may serve both directions; the chains differ.
+pub(crate) fn program(direction: Direction, id: ProgramId) -> Arc<str> {
+    format!("{direction}-{id}").into()
+}
+
+/// The chain of a program's port class.
+pub(crate) fn class(direction: Direction, id: ProgramId, index: usize) -> Arc<str> {
+    format!("{direction}-{id}-{index}").into()
+}
+
+/// The map from protocol and port to the chains of a program's port classes.
+pub(crate) fn ports(direction: Direction, id: ProgramId) -> Arc<str> {
+    format!("{direction}-{id}-ports").into()
+}
+
+/// What of an allow set one kernel set holds. One allow set is up to four of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Part {
+    /// Pods' addresses.
+    Pods4,
+    /// Pods' addresses.
+    Pods6,
+    /// Prefixes.
+    Nets4,
+    /// Prefixes.
+    Nets6,
+    /// Pods' addresses with protocol and port.
+    Ports4,
+    /// Pods' addresses with protocol and port.
+    Ports6,
+}
+
+impl Part {
+    /// The set as it is declared.
+    pub(crate) fn set(self, id: SetId) -> Set {
+        let (word, fields): (_, &[Field]) = match self {
+            Part::Pods4 => ("pods4", &[Field::Ipv4Addr]),
+            Part::Pods6 => ("pods6", &[Field::Ipv6Addr]),
+            // The second field is always the whole range: the kernel keeps intervals of one field in a structure
+            // that is slow to change, those of two in a fast one.
+            Part::Nets4 => ("nets4", &[Field::Ipv4Addr, Field::InetProto]),
+            Part::Nets6 => ("nets6", &[Field::Ipv6Addr, Field::InetProto]),
+            Part::Ports4 => ("ports4", &[Field::Ipv4Addr, Field::InetProto, Field::InetService]),
+            Part::Ports6 => ("ports6", &[Field::Ipv6Addr, Field::InetProto, Field::InetService]),
+        };
+        let name = format!("{word}-{id}");
+        let set = Set::new(name, KeyType::new(fields).unwrap_or(KeyType::from(fields[0])));
+        if matches!(self, Part::Nets4 | Part::Nets6) { set.intervals() } else { set }
+    }
+
+    /// Whether it holds IPv4 addresses.
+    pub(crate) const fn is_v4(self) -> bool {
+        matches!(self, Part::Pods4 | Part::Nets4 | Part::Ports4)
+    }
+}

@@ -1,0 +1,167 @@
+//! A verdict program as chains.
+//!
+//! ```text
+//! <direction>-<id>          TCP in mid-stream               ▶ mid-stream
+//!                           port class 0: lookup, pass      (a few port ranges: inline)
+//!                           l4proto . dport ▶ …-ports       (more: a map to a chain for each class)
+//!                           every protocol: lookup, pass    reads no port, so it holds for packets without one
+//!                           named: address . l4proto . dport, pass
+//!                           ▶ policy-<direction>
+//! ```
+//!
+//! A class's peers include those of `every`, so that a packet that misses its class may fall on and miss the rest, too.
+
+use moat_nfnetlink::nft::{Chain, Element, Operand, Rule, Set, Source, Value, Verdict};
+use moat_policies::{Allow, Direction, PortRange, Program, ProgramId, SetId};
+
+use super::ChainRules;
+use super::drops::DropReason;
+use super::fixed::{mid_stream, v4, v6};
+use super::names::{self, Part, Table};
+
+/// Up to this many port ranges stand inline. A map costs the kernel a set, of which it should have few.
+const INLINE_RANGES: usize = 3;
+
+/// What one program is in the kernel, each part behind those that it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProgramObjects {
+    /// The chains of its port classes, where they do not stand inline.
+    pub(crate) classes: Vec<ChainRules>,
+    /// The map to them.
+    pub(crate) map: Option<(Set, Vec<Element>)>,
+    /// Its own chain.
+    pub(crate) chain: ChainRules,
+}
+
+/// The objects of a program in one direction. `parts` says what kernel sets an allow set is made of.
+pub(crate) fn program(
+    direction: Direction,
+    id: ProgramId,
+    program: &Program,
+    parts: &dyn Fn(SetId) -> Vec<Part>,
+) -> ProgramObjects {
+    let side = Side { direction, parts };
+    let mut rules = vec![mid_stream()];
+    let (mut classes, mut map) = (Vec::new(), None);
+    let ranges: usize = program.classes.iter().map(|c| c.ports.len()).sum();
+    if ranges <= INLINE_RANGES {
+        for class in &program.classes {
+            for range in &class.ports {
+                rules.extend(side.allow(&on_ports(*range), class.allow));
+            }
+        }
+    } else {
+        let mut elements = Vec::with_capacity(ranges);
+        for (index, class) in program.classes.iter().enumerate() {
+            let verdict = match class.allow {
+                Allow::Everyone => side.pass(),
+                allow => {
+                    let name = names::class(direction, id, index);
+                    let rules = side.allow(&Rule::new(), allow);
+                    classes.push(ChainRules { table: Table::Inet, chain: Chain::new(name.clone()), rules });
+                    Verdict::jump(name)
+                }
+            };
+            elements.extend(class.ports.iter().map(|range| port_element(*range).verdict(verdict.clone())));
+        }
+        let single = program.classes.iter().flat_map(|c| &c.ports).all(|r| r.first == r.last);
+        let set = port_map(names::ports(direction, id), single);
+        if single {
+            elements.iter_mut().for_each(|e| e.end = None);
+        }
+        rules.push(Rule::new().vmap([Source::L4PROTO, Source::TH_DPORT], set.name().clone()));
+        map = Some((set, elements));
+    }
+    if let Some(allow) = program.every {
+        rules.extend(side.allow(&Rule::new(), allow));
+    }
+    if let Some(named) = program.named {
+        rules.extend(side.named(named));
+    }
+    rules.push(Rule::new().verdict(DropReason::Policy(direction).goto()));
+    let chain = ChainRules { table: Table::Inet, chain: Chain::new(names::program(direction, id)), rules };
+    ProgramObjects { classes, map, chain }
+}
+
+fn port_map(name: std::sync::Arc<str>, single: bool) -> Set {
+    let fields = [moat_nfnetlink::nft::Field::InetProto, moat_nfnetlink::nft::Field::InetService];
+    let set = Set::new(name, names::key(fields)).verdict_map();
+    if single { set } else { set.intervals() }
+}
+
+fn port_element(range: PortRange) -> Element {
+    let protocol = Value::Proto(range.protocol.number());
+    Element::range([protocol, Value::Port(range.first)], [protocol, Value::Port(range.last)])
+}
+
+/// The beginning of a rule for the packets that go to these ports.
+fn on_ports(range: PortRange) -> Rule {
+    let rule = Rule::new().eq(Source::L4PROTO, range.protocol.number());
+    match (range.first, range.last) {
+        (0, u16::MAX) => rule,
+        (first, last) if first == last => rule.eq(Source::TH_DPORT, Operand::be16(first)),
+        (first, last) => rule.range(Source::TH_DPORT, Operand::be16(first), Operand::be16(last)),
+    }
+}
+
+struct Side<'a> {
+    direction: Direction,
+    parts: &'a dyn Fn(SetId) -> Vec<Part>,
+}
+
+impl Side<'_> {
+    /// What becomes of a packet that this side allows.
+    fn pass(&self) -> Verdict {
+        match self.direction {
+            Direction::Ingress => Verdict::Accept,
+            // The other side has its say, if it is on this node.
+            Direction::Egress => Verdict::goto(names::TO_POD),
+        }
+    }
+
+    /// Where the peer's address stands.
+    fn peer(&self, part: Part) -> Source {
+        match (self.direction, part.is_v4()) {
+            (Direction::Ingress, true) => Source::IP_SADDR,
+            (Direction::Ingress, false) => Source::IP6_SADDR,
+            (Direction::Egress, true) => Source::IP_DADDR,
+            (Direction::Egress, false) => Source::IP6_DADDR,
+        }
+    }
+
+    /// Rules that begin with `start` and pass the peers of `allow`.
+    fn allow(&self, start: &Rule, allow: Allow) -> Vec<Rule> {
+        let set = match allow {
+            Allow::Everyone => return vec![start.clone().verdict(self.pass())],
+            Allow::Set(set) => set,
+        };
+        (self.parts)(set)
+            .into_iter()
+            .map(|part| {
+                let peer = self.peer(part);
+                let name = part.set(set).name().clone();
+                let rule = if part.is_v4() { v4(start.clone()) } else { v6(start.clone()) };
+                match part {
+                    Part::Nets4 | Part::Nets6 => rule.lookup([peer, Source::L4PROTO], name),
+                    _ => rule.lookup([peer], name),
+                }
+                .verdict(self.pass())
+            })
+            .collect()
+    }
+
+    /// Rules that pass the peers of a set with ports in it.
+    fn named(&self, set: SetId) -> Vec<Rule> {
+        (self.parts)(set)
+            .into_iter()
+            .map(|part| {
+                let rule = if part.is_v4() { v4(Rule::new()) } else { v6(Rule::new()) };
+                rule.lookup(
+                    [self.peer(part), Source::L4PROTO, Source::TH_DPORT],
+                    part.set(set).name().clone(),
+                )
+                .verdict(self.pass())
+            })
+            .collect()
+    }
+}

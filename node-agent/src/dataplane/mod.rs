@@ -1,0 +1,133 @@
+//! The data plane: what policy means in the kernel, and the thread that keeps it there.
+//!
+//! ```text
+//!   Update ──submit──▶ writer thread: merge what came in ─▶ State::advance ─▶ Plan ─▶ one netlink batch ─▶ Ticket
+//!                                                            pure                                  resolved
+//!   start, and after trouble:  list our tables ─▶ adopt (pure): only what differs ─▶ one netlink batch
+//! ```
+//!
+//! [`layout`](DropReason) turns policy into chains, sets and elements; the state knows what the kernel is to hold and
+//! plans each change of it as a minimal, ordered transaction; the writer is the only one that talks to the kernel.
+//! What is in the kernel stays there when the agent ends or dies, and the next agent adopts it.
+
+mod adopt;
+mod error;
+mod kernel;
+mod layout;
+mod op;
+mod state;
+mod stats;
+mod update;
+mod writer;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::oneshot;
+use tracing::debug;
+
+pub use error::Error;
+pub use layout::{DropReason, LayoutConfig, LocalPod, TABLE, VETH_PREFIX};
+pub use stats::Stats;
+pub use update::Update;
+
+use kernel::Kernel;
+use state::State;
+use writer::{Order, Writer};
+
+/// How the data plane is to work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What the layout of the tables depends on.
+    pub layout: LayoutConfig,
+    /// Whether the tables are to be guarded by the kernel, where it can: then nobody else can change them. Else, and
+    /// where the kernel cannot, they are watched, and what somebody changes is restored.
+    pub owner: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { layout: LayoutConfig::default(), owner: true }
+    }
+}
+
+/// The tables in the kernel, kept as the last update says. Dropping it leaves them in force.
+#[derive(Debug)]
+pub struct Dataplane {
+    orders: Option<Sender<Order>>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    stats: Arc<Stats>,
+}
+
+/// Says when an update is in the kernel.
+#[derive(Debug)]
+#[must_use = "an update is in force only when its ticket says so"]
+pub struct Ticket(oneshot::Receiver<Result<(), Error>>);
+
+impl Dataplane {
+    /// Takes over the tables in the network namespace of the calling thread, and makes them hold exactly `initial`
+    /// in one transaction: no packet is judged by half of it. Then starts the thread that writes updates.
+    pub fn start(config: Config, initial: &Update) -> Result<Self, Error> {
+        let stats = Arc::new(Stats::default());
+        let kernel = Kernel::open(config.owner)?;
+        let writer = Writer::start(State::new(config.layout), kernel, initial, stats.clone())?;
+        let thread_failed = |e: std::io::Error| Error::Thread(Arc::new(e));
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| thread_failed(e.into()))?);
+        let (orders, receiver) = channel();
+        let woken = wake.clone();
+        let thread = std::thread::Builder::new()
+            .name("dataplane".to_owned())
+            .spawn(move || writer.run(&receiver, &woken))
+            .map_err(thread_failed)?;
+        Ok(Self { orders: Some(orders), wake, thread: Some(thread), stats })
+    }
+
+    /// Hands an update over. Updates take effect in the order in which they were submitted; several that wait go into one
+    /// transaction.
+    pub fn submit(&self, update: Update) -> Ticket {
+        let (done, ticket) = oneshot::channel();
+        if let Some(orders) = &self.orders
+            && orders.send(Order { update, done }).is_ok()
+        {
+            self.wake();
+        }
+        Ticket(ticket)
+    }
+
+    /// What the writer has done so far.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    fn wake(&self) {
+        if let Err(e) = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()) {
+            debug!("cannot wake the data plane: {e}");
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.orders = None;
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Ticket {
+    /// Waits until the kernel holds the update, or has refused it.
+    pub async fn done(self) -> Result<(), Error> {
+        self.0.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// The same, on a thread that may wait. Must not be called on an asynchronous one.
+    pub fn wait(self) -> Result<(), Error> {
+        self.0.blocking_recv().unwrap_or(Err(Error::Stopped))
+    }
+}

@@ -1,0 +1,432 @@
+//! What the kernel is to enforce, and the plan that every change of it leads to. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use moat_nfnetlink::nft::{Data, Element, IfName, Key, Value, Verdict};
+use moat_policies::{
+    self as policies, Direction, NamespacedName, PodPrograms, Program, ProgramId, SetChange, SetId, SetKind,
+};
+
+use super::layout::{
+    self, ChainRules, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects, Table,
+};
+use super::op::{Op, Plan};
+use super::update::Update;
+
+/// What the kernel is to enforce.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    config: LayoutConfig,
+    sets: BTreeMap<SetId, HeldSet>,
+    programs: BTreeMap<ProgramId, Arc<Program>>,
+    /// What the engine says about each pod.
+    pods: BTreeMap<NamespacedName, PodPrograms>,
+    /// What the pod network says about each pod.
+    local: BTreeMap<NamespacedName, LocalPod>,
+    /// Pods whose rules the kernel did not take, until they change: nothing of theirs is in the tables but what drops
+    /// everything.
+    refused: BTreeSet<NamespacedName>,
+    /// How many pods have each program in force, by direction: it has chains as long as there is one.
+    used: BTreeMap<(Direction, ProgramId), usize>,
+    /// The elements that pods have, and how many pods each.
+    held: BTreeMap<(PodSet, Key), Held>,
+}
+
+#[derive(Debug, Clone)]
+struct HeldSet {
+    kind: SetKind,
+    pods: bool,
+    prefixes: Arc<[IpNet]>,
+    elements: BTreeSet<policies::Element>,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    pods: usize,
+    verdict: Option<Verdict>,
+}
+
+/// What was, of all that a change touches.
+#[derive(Debug, Default)]
+struct Touched {
+    elements: BTreeMap<(PodSet, Key), Option<Held>>,
+    programs: BTreeMap<(Direction, ProgramId), usize>,
+}
+
+/// A pod that both the engine and the pod network know.
+#[derive(Debug, Clone, PartialEq)]
+struct Known {
+    ifname: IfName,
+    local: LocalPod,
+    verdict: PodVerdict,
+}
+
+impl State {
+    /// Nothing but the fixed chains.
+    pub(crate) fn new(config: LayoutConfig) -> Self {
+        Self {
+            config,
+            sets: BTreeMap::new(),
+            programs: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            local: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            used: BTreeMap::new(),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// How many pods are in force.
+    pub(crate) fn pods_in_force(&self) -> usize {
+        self.held
+            .range((PodSet::Pods, Key::from(Value::NfProto(0)))..)
+            .take_while(|((set, _), _)| *set == PodSet::Pods)
+            .count()
+    }
+
+    /// Closes the pods that a change is about, because the kernel did not take it. Their next change opens them again.
+    pub(crate) fn refuse(&mut self, update: &Update) {
+        let names: BTreeSet<NamespacedName> =
+            update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
+        let mut touched = Touched::default();
+        for name in names {
+            let before = self.known(&name);
+            self.refused.insert(name.clone());
+            let after = self.known(&name);
+            before.iter().for_each(|known| self.hold(known, false, &mut touched));
+            after.iter().for_each(|known| self.hold(known, true, &mut touched));
+        }
+    }
+
+    /// Takes a change in, and plans what leads the tables there from where they were.
+    pub(crate) fn advance(&mut self, update: &Update) -> Plan {
+        let mut plan = Plan::default();
+        let mut last = Vec::new();
+        for (id, change) in &update.policy.sets {
+            self.set(*id, change, &mut plan, &mut last);
+        }
+        for (id, program) in &update.policy.programs {
+            if let Some(program) = program {
+                self.programs.insert(*id, program.clone());
+            }
+        }
+        self.pods(update, &mut plan, &mut last);
+        for (id, program) in &update.policy.programs {
+            if program.is_none() {
+                self.programs.remove(id);
+            }
+        }
+        plan.commit.extend(last);
+        plan
+    }
+
+    /// One allow set's change. Deletions go to `last`: nothing leads to the set then.
+    fn set(&mut self, id: SetId, change: &SetChange, plan: &mut Plan, last: &mut Vec<Op>) {
+        match change {
+            SetChange::Create(new) => {
+                let elements: BTreeSet<policies::Element> = new.elements.iter().copied().collect();
+                match self.sets.get(&id) {
+                    Some(held) => {
+                        let add = elements.difference(&held.elements).copied().collect();
+                        let remove = held.elements.difference(&elements).copied().collect();
+                        self.change_set(id, add, remove, plan);
+                    }
+                    None => {
+                        let held = HeldSet {
+                            kind: new.kind,
+                            pods: new.pods,
+                            prefixes: new.prefixes.clone(),
+                            elements,
+                        };
+                        for (part, elements) in held.content(&self.config) {
+                            let set = part.set(id);
+                            plan.stage.push(Op::AddSet(Table::Inet, set.clone()));
+                            if !elements.is_empty() {
+                                plan.stage.push(Op::AddElements(Table::Inet, set, elements));
+                            }
+                        }
+                        self.sets.insert(id, held);
+                    }
+                }
+            }
+            SetChange::Update(update) => {
+                let held = self.sets.get(&id).map(|h| &h.elements);
+                let there = |e: &&policies::Element| held.is_some_and(|h| h.contains(*e));
+                let add = update.add.iter().filter(|e| !there(e)).copied().collect();
+                let remove = update.remove.iter().filter(there).copied().collect();
+                self.change_set(id, add, remove, plan);
+            }
+            SetChange::Delete => {
+                if let Some(held) = self.sets.remove(&id) {
+                    let parts = held.parts(&self.config);
+                    last.extend(
+                        parts.into_iter().map(|p| Op::DeleteSet(Table::Inet, p.set(id).name().clone())),
+                    );
+                }
+            }
+        }
+    }
+
+    fn change_set(
+        &mut self,
+        id: SetId,
+        add: Vec<policies::Element>,
+        remove: Vec<policies::Element>,
+        plan: &mut Plan,
+    ) {
+        let Some(held) = self.sets.get_mut(&id) else { return };
+        let there = held.parts(&self.config);
+        let mut ops = |elements: &[policies::Element],
+                       op: fn(Table, moat_nfnetlink::nft::Set, Vec<Element>) -> Op| {
+            for (part, elements) in by_part(elements) {
+                if there.contains(&part) {
+                    plan.commit.push(op(Table::Inet, part.set(id), elements));
+                }
+            }
+        };
+        ops(&remove, Op::DeleteElements);
+        ops(&add, Op::AddElements);
+        for element in &remove {
+            held.elements.remove(element);
+        }
+        held.elements.extend(add);
+    }
+
+    fn pods(&mut self, update: &Update, plan: &mut Plan, last: &mut Vec<Op>) {
+        let names: BTreeSet<&NamespacedName> = update.policy.pods.keys().chain(update.pods.keys()).collect();
+        let mut touched = Touched::default();
+        let (mut gone_veths, mut new_veths) = (BTreeMap::new(), BTreeMap::new());
+        for name in names {
+            let before = self.known(name);
+            let veth_before = self.guarded(name).cloned();
+            self.refused.remove(name);
+            if let Some(programs) = update.policy.pods.get(name) {
+                match programs {
+                    Some(programs) => drop(self.pods.insert(name.clone(), *programs)),
+                    None => drop(self.pods.remove(name)),
+                }
+            }
+            if let Some(local) = update.pods.get(name) {
+                match local {
+                    Some(local) => drop(self.local.insert(name.clone(), local.clone())),
+                    None => drop(self.local.remove(name)),
+                }
+            }
+            let after = self.known(name);
+            if before != after {
+                before.iter().for_each(|known| self.hold(known, false, &mut touched));
+                after.iter().for_each(|known| self.hold(known, true, &mut touched));
+            }
+            let veth_after = self.guarded(name);
+            if veth_before.as_ref() != veth_after {
+                gone_veths.extend(veth_before.and_then(|l| Some((IfName::new(&l.ifname).ok()?, l))));
+                new_veths.extend(veth_after.and_then(|l| Some((IfName::new(&l.ifname).ok()?, l.clone()))));
+            }
+        }
+        veths(gone_veths, &new_veths, plan);
+        self.elements(touched.elements, plan);
+        self.chains(&touched.programs, plan, last);
+    }
+
+    /// The interface of a pod, if it has a chain of its own.
+    fn guarded(&self, name: &NamespacedName) -> Option<&LocalPod> {
+        self.local.get(name).filter(|_| !self.refused.contains(name))
+    }
+
+    /// What is in force for a pod: nothing until both the engine and the pod network know it.
+    fn known(&self, name: &NamespacedName) -> Option<Known> {
+        let (local, programs) = (self.local.get(name)?, self.pods.get(name)?);
+        let there = |id: Option<ProgramId>| id.is_none_or(|id| self.programs.contains_key(&id));
+        let verdict = match *programs {
+            PodPrograms { ingress, egress }
+                if there(ingress) && there(egress) && !self.refused.contains(name) =>
+            {
+                PodVerdict::Programs { ingress, egress }
+            }
+            _ => PodVerdict::Closed,
+        };
+        Some(Known { ifname: IfName::new(&local.ifname).ok()?, local: local.clone(), verdict })
+    }
+
+    /// Counts what a pod has in force, or has no longer.
+    fn hold(&mut self, known: &Known, comes: bool, touched: &mut Touched) {
+        for (set, element) in layout::pod_elements(known.ifname, &known.local, known.verdict) {
+            let key = (set, element.key);
+            let held = self.held.get(&key).cloned();
+            touched.elements.entry(key).or_insert_with(|| held.clone());
+            let pods = held.as_ref().map_or(0, |h| h.pods);
+            let verdict = match element.data {
+                Some(Data::Verdict(verdict)) => Some(verdict),
+                _ => None,
+            };
+            match (comes, pods) {
+                (true, _) => drop(self.held.insert(key, Held { pods: pods + 1, verdict })),
+                (false, 0 | 1) => drop(self.held.remove(&key)),
+                (false, _) => drop(self.held.insert(key, Held { pods: pods - 1, verdict })),
+            }
+        }
+        if let PodVerdict::Programs { ingress, egress } = known.verdict {
+            for (direction, id) in [(Direction::Ingress, ingress), (Direction::Egress, egress)] {
+                let Some(id) = id else { continue };
+                let count = self.used.entry((direction, id)).or_default();
+                touched.programs.entry((direction, id)).or_insert(*count);
+                *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+                if *count == 0 {
+                    self.used.remove(&(direction, id));
+                }
+            }
+        }
+    }
+
+    /// Plans the elements of pods that differ from what they were. All that go stand before all that come: the same key
+    /// with another verdict is both.
+    fn elements(&self, touched: BTreeMap<(PodSet, Key), Option<Held>>, plan: &mut Plan) {
+        let mut gone: BTreeMap<PodSet, Vec<Element>> = BTreeMap::new();
+        let mut come: BTreeMap<PodSet, Vec<Element>> = BTreeMap::new();
+        for (key, before) in touched {
+            let after = self.held.get(&key);
+            let verdicts = (before.as_ref().map(|h| &h.verdict), after.map(|h| &h.verdict));
+            if verdicts.0 == verdicts.1 {
+                continue;
+            }
+            if let Some(held) = before {
+                gone.entry(key.0).or_default().push(held.element(key.1));
+            }
+            if let Some(held) = after {
+                come.entry(key.0).or_default().push(held.element(key.1));
+            }
+        }
+        plan.commit.extend(gone.into_iter().map(|(set, e)| Op::DeleteElements(Table::Inet, set.set(), e)));
+        plan.commit.extend(come.into_iter().map(|(set, e)| Op::AddElements(Table::Inet, set.set(), e)));
+    }
+
+    /// Plans the chains of programs that came into use or fell out of it.
+    fn chains(&self, before: &BTreeMap<(Direction, ProgramId), usize>, plan: &mut Plan, last: &mut Vec<Op>) {
+        let now = |program| self.used.contains_key(program);
+        for &(direction, id) in before.iter().filter(|(p, n)| **n == 0 && now(p)).map(|(p, _)| p) {
+            let Some(objects) = self.objects(direction, id) else { continue };
+            for chain in objects.classes {
+                add_chain(&mut plan.stage, chain);
+            }
+            if let Some((map, elements)) = objects.map {
+                plan.stage.push(Op::AddSet(Table::Inet, map.clone()));
+                plan.stage.push(Op::AddElements(Table::Inet, map, elements));
+            }
+            add_chain(&mut plan.stage, objects.chain);
+        }
+        // The reverse order, and before the sets that they look into.
+        let mut deletions = Vec::new();
+        for &(direction, id) in before.iter().filter(|(p, n)| **n > 0 && !now(p)).map(|(p, _)| p) {
+            let Some(objects) = self.objects(direction, id) else { continue };
+            deletions.push(Op::DeleteChain(Table::Inet, objects.chain.chain.name));
+            deletions.extend(objects.map.map(|(map, _)| Op::DeleteSet(Table::Inet, map.name().clone())));
+            deletions.extend(objects.classes.into_iter().map(|c| Op::DeleteChain(Table::Inet, c.chain.name)));
+        }
+        last.splice(0..0, deletions);
+    }
+
+    fn objects(&self, direction: Direction, id: ProgramId) -> Option<ProgramObjects> {
+        let parts = |set: SetId| self.sets.get(&set).map(|h| h.parts(&self.config)).unwrap_or_default();
+        Some(layout::program(direction, id, self.programs.get(&id)?, &parts))
+    }
+
+    /// All that the tables are to hold: sets with their elements, and chains with their rules.
+    pub(crate) fn content(&self) -> Content {
+        let mut content = Content::default();
+        for set in PodSet::ALL {
+            content.sets.push((Table::Inet, set.set(), Vec::new()));
+        }
+        for ((set, key), held) in &self.held {
+            // In the order of PodSet::ALL, which is the order of its values.
+            content.sets[*set as usize].2.push(held.element(*key));
+        }
+        for (id, held) in &self.sets {
+            let parts = held.content(&self.config);
+            content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
+        }
+        for table in Table::ALL {
+            content.chains.extend(layout::fixed_chains(table, &self.config));
+        }
+        for &(direction, id) in self.used.keys() {
+            let Some(objects) = self.objects(direction, id) else { continue };
+            content.chains.extend(objects.classes);
+            content.sets.extend(objects.map.map(|(map, elements)| (Table::Inet, map, elements)));
+            content.chains.push(objects.chain);
+        }
+        for local in self.local.keys().filter_map(|name| self.guarded(name)) {
+            content.chains.extend(IfName::new(&local.ifname).ok().map(|n| layout::veth_chain(n, local)));
+        }
+        content
+    }
+}
+
+impl HeldSet {
+    fn parts(&self, config: &LayoutConfig) -> Vec<Part> {
+        layout::parts(self.kind, self.pods, &self.prefixes, config)
+    }
+
+    fn content(&self, config: &LayoutConfig) -> Vec<(Part, Vec<Element>)> {
+        let mut pods = by_part(self.elements.iter());
+        self.parts(config)
+            .into_iter()
+            .map(|part| match part {
+                Part::Nets4 | Part::Nets6 => (part, layout::prefixes(&self.prefixes, part.is_v4())),
+                _ => (part, pods.remove(&part).unwrap_or_default()),
+            })
+            .collect()
+    }
+}
+
+impl Held {
+    fn element(&self, key: Key) -> Element {
+        let element = Element::new(key);
+        match &self.verdict {
+            Some(verdict) => element.verdict(verdict.clone()),
+            None => element,
+        }
+    }
+}
+
+/// All that the tables hold.
+#[derive(Debug, Default)]
+pub(crate) struct Content {
+    /// Sets and maps with their elements.
+    pub(crate) sets: Vec<(Table, moat_nfnetlink::nft::Set, Vec<Element>)>,
+    /// Chains with their rules.
+    pub(crate) chains: Vec<ChainRules>,
+}
+
+fn by_part<'a>(elements: impl IntoIterator<Item = &'a policies::Element>) -> BTreeMap<Part, Vec<Element>> {
+    let mut parts: BTreeMap<Part, Vec<Element>> = BTreeMap::new();
+    for element in elements {
+        let (part, element) = layout::element(element);
+        parts.entry(part).or_default().push(element);
+    }
+    parts
+}
+
+fn add_chain(ops: &mut Vec<Op>, chain: ChainRules) {
+    let name = chain.chain.name.clone();
+    ops.push(Op::AddChain(chain.table, chain.chain));
+    ops.push(Op::AddRules(chain.table, name, chain.rules));
+}
+
+/// Plans the anti-spoofing chains. A new one is there before any element leads to its pod.
+fn veths(gone: BTreeMap<IfName, LocalPod>, new: &BTreeMap<IfName, LocalPod>, plan: &mut Plan) {
+    for (ifname, local) in new {
+        let chain = layout::veth_chain(*ifname, local);
+        match gone.get(ifname) {
+            None => add_chain(&mut plan.commit, chain),
+            Some(before) if layout::veth_chain(*ifname, before) == chain => {}
+            Some(_) => {
+                plan.commit.push(Op::FlushChain(chain.table, chain.chain.name.clone()));
+                plan.commit.push(Op::AddRules(chain.table, chain.chain.name, chain.rules));
+            }
+        }
+    }
+    for (ifname, _) in gone.into_iter().filter(|(name, _)| !new.contains_key(name)) {
+        plan.commit.push(Op::DeleteChain(Table::Netdev, ifname.as_str().into()));
+    }
+}

@@ -1,0 +1,89 @@
+//! What the agent hands to the data plane, and how two hand-overs become one.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use moat_policies::{AllowSet, Element, NamespacedName, NodeDelta, SetChange, SetId, SetUpdate};
+
+use super::layout::LocalPod;
+
+/// A change of what the kernel is to enforce.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Update {
+    /// What the engine says about this node's pods.
+    pub policy: NodeDelta,
+    /// Pods whose interfaces came, changed (`Some`) or went (`None`).
+    pub pods: BTreeMap<NamespacedName, Option<LocalPod>>,
+}
+
+impl Update {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.policy.is_empty() && self.pods.is_empty()
+    }
+
+    /// Adds what came later: the result does what this one and then `later` do.
+    pub fn merge(&mut self, later: Update) {
+        self.pods.extend(later.pods);
+        self.policy.pods.extend(later.policy.pods);
+        self.policy.programs.extend(later.policy.programs);
+        for (id, change) in later.policy.sets {
+            merge_set(&mut self.policy.sets, id, change);
+        }
+    }
+}
+
+fn merge_set(sets: &mut BTreeMap<SetId, SetChange>, id: SetId, later: SetChange) {
+    let mut entry = match sets.entry(id) {
+        Entry::Vacant(entry) => {
+            entry.insert(later);
+            return;
+        }
+        Entry::Occupied(entry) => entry,
+    };
+    let merged = match (entry.get(), later) {
+        (SetChange::Create(set), SetChange::Update(update)) => SetChange::Create(Arc::new(AllowSet {
+            elements: changed(&set.elements, &update),
+            ..(**set).clone()
+        })),
+        (SetChange::Update(first), SetChange::Update(second)) => {
+            let both = joined(first, &second);
+            if both.add.is_empty() && both.remove.is_empty() {
+                entry.remove();
+                return;
+            }
+            SetChange::Update(Arc::new(both))
+        }
+        // A set that is created replaces what there was; one that is deleted is gone, however it came.
+        (_, later) => later,
+    };
+    entry.insert(merged);
+}
+
+fn changed(elements: &[Element], update: &SetUpdate) -> Vec<Element> {
+    let mut all: BTreeSet<Element> = elements.iter().copied().collect();
+    for element in &update.remove {
+        all.remove(element);
+    }
+    all.extend(update.add.iter().copied());
+    all.into_iter().collect()
+}
+
+fn joined(first: &SetUpdate, second: &SetUpdate) -> SetUpdate {
+    let set = |elements: &[Element]| elements.iter().copied().collect::<BTreeSet<_>>();
+    let (add, remove) = (set(&first.add), set(&first.remove));
+    let (later_add, later_remove) = (set(&second.add), set(&second.remove));
+    let both = |a: &BTreeSet<Element>,
+                a_undone: &BTreeSet<Element>,
+                b: &BTreeSet<Element>,
+                b_undone: &BTreeSet<Element>| {
+        let mut all: BTreeSet<Element> = a.difference(a_undone).copied().collect();
+        all.extend(b.difference(b_undone));
+        all.into_iter().collect()
+    };
+    SetUpdate {
+        add: both(&add, &later_remove, &later_add, &remove),
+        remove: both(&remove, &later_add, &later_remove, &add),
+    }
+}
