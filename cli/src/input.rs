@@ -1,0 +1,43 @@
+//! The manifests that a question is about.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use moat_manifests::Manifests;
+
+use crate::output;
+
+/// How many objects a note names by kind.
+const NAMED_KINDS: usize = 6;
+
+/// `-f`.
+#[derive(clap::Args)]
+pub(crate) struct Input {
+    /// Manifests: a file, a folder with its sub-folders (.yaml, .yml, .json), or - for standard input; may be given
+    /// more than once
+    #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+}
+
+impl Input {
+    /// Reads them all. What is odd goes to standard error.
+    pub(crate) fn load(&self) -> Result<Manifests> {
+        let manifests = moat_manifests::load(&self.paths)?;
+        for warning in &manifests.warnings {
+            output::warn(format_args!("{warning}"));
+        }
+        if !manifests.skipped.is_empty() {
+            let kinds: Vec<String> =
+                manifests.skipped.iter().take(NAMED_KINDS).map(|(kind, n)| format!("{n} {kind}")).collect();
+            let more = if manifests.skipped.len() > NAMED_KINDS { " and other kinds" } else { "" };
+            output::note(format_args!("passed over {}{more}: they decide no verdict", kinds.join(", ")));
+        }
+        let paths: Vec<String> = self.paths.iter().map(|p| p.display().to_string()).collect();
+        ensure!(
+            !manifests.objects.is_empty() || !manifests.workloads.is_empty(),
+            "no objects in {}; -f takes files, or folders that hold .yaml, .yml or .json files",
+            paths.join(", ")
+        );
+        Ok(manifests)
+    }
+}

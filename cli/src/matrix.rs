@@ -1,0 +1,168 @@
+//! `moat matrix`: every pod to every other.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, ensure};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
+use moat_policies::{Endpoint, Evaluator, Judgement, Objects, Party, Traffic};
+use serde::Serialize;
+
+use crate::input::Input;
+use crate::output::{self, Format};
+use crate::port::Port;
+
+/// Who may talk to whom: every ordered pair of distinct pods, for each --port
+///
+/// A workload's rows are the pods that it stands for: as many as it has replicas, at most two (a Job or CronJob: one; a
+/// DaemonSet: one a node). A pod that has finished has no row.
+///
+/// Exit status: 0 whatever the verdicts are, 2 for an error.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  moat matrix -f policies/examples/three-tier-web --port 80/TCP
+  moat matrix -f manifests/ --port 80/TCP --port 53/UDP --port icmp
+  moat matrix -f manifests/ --port 80 -o json | jq '.verdicts[] | select(.allowed)'")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    input: Input,
+    /// Destination port and protocol (80/TCP, 53/UDP; TCP if left out), or icmp; may be given more than once
+    #[arg(long = "port", value_name = "PORT", required = true)]
+    ports: Vec<Port>,
+    /// How to print the answer
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let ports = args
+        .ports
+        .iter()
+        .map(|port| match port {
+            Port::Traffic(traffic) => Ok(*traffic),
+            Port::Named(protocol, name) => Err(anyhow!(
+                "--port {name}/{protocol}: a name is another number on each pod; a matrix takes numbers, as 80/{protocol}"
+            )),
+        })
+        .collect::<Result<Vec<Traffic>>>()?;
+    let objects = args.input.load()?.to_objects();
+    ensure!(!objects.pods().is_empty(), "no pods in the input, so there is nobody to ask about");
+    let matrix = Matrix::new(&objects);
+    output::print(|out| match args.output {
+        Format::Json => matrix.json(&ports, out),
+        Format::Text => matrix.text(&ports, output::colours(), out),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All pods, each with the policies that isolate it.
+struct Matrix<'a> {
+    evaluator: Evaluator<'a>,
+    rows: Vec<(String, Party<'a>)>,
+}
+
+/// One verdict, as `-o json` prints it.
+#[derive(Serialize)]
+struct Entry<'a> {
+    source: &'a str,
+    destination: &'a str,
+    protocol: &'a str,
+    port: Option<u16>,
+    egress: bool,
+    ingress: bool,
+    allowed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(objects: &'a Objects) -> Self {
+        let evaluator = Evaluator::new(objects);
+        let row = |name| Some((format!("{name}"), evaluator.party(&Endpoint::Pod(Clone::clone(name))).ok()?));
+        let rows = objects.pods().keys().filter_map(row).collect();
+        Self { evaluator, rows }
+    }
+
+    fn judge(&self, source: usize, destination: usize, traffic: Traffic) -> Judgement {
+        self.evaluator.judge(&self.rows[source].1, &self.rows[destination].1, traffic, None)
+    }
+
+    /// One object, its entries one a line, written as they are found: a large matrix is never held whole.
+    fn json(&self, ports: &[Traffic], out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "{{\"verdicts\":[")?;
+        let mut separator = "\n";
+        for (i, (source, _)) in self.rows.iter().enumerate() {
+            for (j, (destination, _)) in self.rows.iter().enumerate().filter(|(j, _)| *j != i) {
+                for &traffic in ports {
+                    let Judgement { allowed, egress, ingress } = self.judge(i, j, traffic);
+                    let (protocol, port) = parts(traffic);
+                    out.write_all(separator.as_bytes())?;
+                    let entry = Entry { source, destination, protocol, port, egress, ingress, allowed };
+                    serde_json::to_writer(&mut *out, &entry)?;
+                    separator = ",\n";
+                }
+            }
+        }
+        writeln!(out, "\n]}}")
+    }
+
+    /// A table a port. Columns are the rows' numbers, so that long names do not make it wide.
+    fn text(&self, ports: &[Traffic], colours: bool, out: &mut dyn Write) -> io::Result<()> {
+        for &traffic in ports {
+            writeln!(out, "{}", title(traffic))?;
+            let mut table = Table::new();
+            table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+            match colours {
+                true => table.enforce_styling(),
+                false => table.force_no_tty(),
+            };
+            let number = |i: usize| Cell::new(i + 1);
+            let header = [Cell::new(""), Cell::new("from \\ to")].into_iter();
+            table.set_header(header.chain((0..self.rows.len()).map(number)));
+            let mut allowed = 0;
+            for (i, (name, _)) in self.rows.iter().enumerate() {
+                let cells = (0..self.rows.len()).map(|j| {
+                    if i == j {
+                        return Cell::new("");
+                    }
+                    let judgement = self.judge(i, j, traffic);
+                    allowed += usize::from(judgement.allowed);
+                    cell(judgement)
+                });
+                let cells: Vec<Cell> = cells.collect();
+                table.add_row([number(i), Cell::new(name)].into_iter().chain(cells));
+            }
+            for line in table.lines() {
+                writeln!(out, "{}", line.trim_end())?;
+            }
+            let pairs = self.rows.len() * (self.rows.len() - 1);
+            writeln!(out, "{allowed} of {pairs} allowed\n")?;
+        }
+        writeln!(
+            out,
+            ". allowed   e denied by egress   i denied by ingress   b denied by both   f no family passes both"
+        )
+    }
+}
+
+fn cell(judgement: Judgement) -> Cell {
+    let text = match (judgement.allowed, judgement.egress, judgement.ingress) {
+        (true, ..) => return Cell::new(".").fg(Color::Green),
+        (false, false, true) => "e",
+        (false, true, false) => "i",
+        (false, false, false) => "b",
+        (false, true, true) => "f",
+    };
+    Cell::new(text).fg(Color::Red)
+}
+
+fn title(traffic: Traffic) -> String {
+    traffic.to_string()
+}
+
+/// Protocol and port, as JSON has them.
+pub(crate) fn parts(traffic: Traffic) -> (&'static str, Option<u16>) {
+    match traffic {
+        Traffic::Port(protocol, port) => (protocol.as_str(), Some(port)),
+        Traffic::Other(_) => ("ICMP", None),
+    }
+}
