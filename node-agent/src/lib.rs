@@ -6,12 +6,17 @@
 //!   moat-cni ─cni_server─▶ ADD ──┘    (pure)              └─ podnet: veths, addresses, routes
 //! ```
 //!
-//! [`check`] is a party of its own that reads the kernel's tables through `nft` and compares
+//! [`run`] ties it together; [`check`] is a party of its own that reads the kernel's tables through `nft` and compares
 //! what they do with what the engine says.
 
 pub mod check;
 pub mod cni_server;
 pub mod dataplane;
 pub mod desired;
+pub mod http;
+pub mod metrics;
 pub mod podnet;
+pub mod readiness;
+mod requests;
+pub mod run;
 pub mod source;

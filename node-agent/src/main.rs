@@ -1,0 +1,115 @@
+//! The node agent's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use moat_agent::run::{self, Options};
+use moat_agent::source::Folders;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Enforces NetworkPolicy for the pods of one node, and makes their network.
+#[derive(Parser)]
+#[command(name = "moat-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent in this network namespace until SIGTERM or SIGINT
+    ///
+    /// What is in the kernel stays in force when the agent stops, however it stops; the next one adopts it.
+    Run(RunArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Folder for what must survive a restart: which pod has which address
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/moat")]
+    state_dir: PathBuf,
+    /// Folder of the socket that moat-cni connects to (agent.sock)
+    #[arg(long, value_name = "DIR", default_value = "/run/moat")]
+    run_dir: PathBuf,
+    /// Where /healthz, /readyz and /metrics are served
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9469")]
+    listen: SocketAddr,
+    /// Do not let the kernel guard the tables, as on kernels before 6.9: watch them, and restore what others change
+    #[arg(long)]
+    no_owner: bool,
+    /// How long an address rests between two pods, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    address_rest: u64,
+}
+
+/// Where objects come from.
+#[derive(Args)]
+struct SourceArgs {
+    /// Name of this node's Node object, whose podCIDRs its pods get their addresses from
+    #[arg(long, value_name = "NAME")]
+    node: Arc<str>,
+    /// Folder of manifests, watched; may be given more than once
+    #[arg(long, value_name = "DIR", required = true)]
+    manifests: Vec<PathBuf>,
+    /// Folder of Pods with metadata, spec.nodeName and status only, put over the pods of the same name; watched
+    #[arg(long, value_name = "DIR")]
+    pod_status: Vec<PathBuf>,
+}
+
+impl SourceArgs {
+    fn folders(&self) -> Folders {
+        Folders { manifests: self.manifests.clone(), pod_status: self.pod_status.clone() }
+    }
+}
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let result = match command {
+        Command::Run(args) => run_agent(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("moat-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_agent(args: RunArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+    let options = Options {
+        node: args.source.node.clone(),
+        folders: args.source.folders(),
+        state_dir: args.state_dir,
+        run_dir: args.run_dir,
+        listen: args.listen,
+        owner: !args.no_owner,
+        address_rest: Duration::from_secs(args.address_rest),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let told = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
+        });
+        run::run(options, stop).await
+    })
+}

@@ -1,0 +1,116 @@
+//! The agent's numbers, in OpenMetrics.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::dataplane::Stats;
+
+/// All numbers.
+pub struct Metrics {
+    registry: Registry,
+    dataplane: Arc<OnceLock<Arc<Stats>>>,
+    attachments: Gauge,
+    /// Readings that were put in force.
+    pub readings: Counter,
+    /// Readings that could not be decoded.
+    pub reading_errors: Counter,
+    /// ADDs that failed.
+    pub add_errors: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("moat_agent");
+        let mut counter = |name, help| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let readings = counter("readings", "Readings of the manifest folders that were put in force");
+        let reading_errors = counter(
+            "reading_errors",
+            "Readings of the manifest folders that were refused; the last good one stays in force",
+        );
+        let add_errors = counter("cni_add_errors", "CNI ADD requests that failed");
+        let attachments = Gauge::default();
+        registry.register("attachments", "Pod interfaces of this node", attachments.clone());
+        let dataplane = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(DataplaneNumbers(dataplane.clone())));
+        Self { registry, dataplane, attachments, readings, reading_errors, add_errors }
+    }
+}
+
+impl Metrics {
+    /// The data plane has started, and these are its numbers.
+    pub fn dataplane(&self, stats: Arc<Stats>) {
+        // It starts once; a second call would change nothing.
+        let _ = self.dataplane.set(stats);
+    }
+
+    /// There are so many pod interfaces now.
+    pub fn attachments(&self, count: usize) {
+        self.attachments.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// What is to be encoded.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+/// The data plane's own counters, read when somebody asks.
+struct DataplaneNumbers(Arc<OnceLock<Arc<Stats>>>);
+
+impl fmt::Debug for DataplaneNumbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DataplaneNumbers")
+    }
+}
+
+impl Collector for DataplaneNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(stats) = self.0.get() else { return Ok(()) };
+        let counters = [
+            ("dataplane_commits", "Commits that changed something", stats.commits()),
+            ("dataplane_updates", "Updates that were submitted", stats.updates()),
+            ("dataplane_coalesced", "Updates that shared an earlier one's commit", stats.coalesced()),
+            ("dataplane_refusals", "Commits that the kernel refused", stats.refusals()),
+            ("dataplane_listings", "Times that our tables were listed", stats.listings()),
+            (
+                "dataplane_foreign_commits",
+                "Commits by others that left our tables alone",
+                stats.foreign_commits(),
+            ),
+            (
+                "dataplane_restores",
+                "Times that our tables were restored after somebody changed them",
+                stats.restores(),
+            ),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let seconds = |ns: u64| ns as f64 / 1e9;
+        let last = ConstGauge::new(seconds(stats.last_commit_ns()));
+        let name = "dataplane_last_commit";
+        let help = "How long the last commit took";
+        last.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), last.metric_type())?)?;
+        let gauges = [
+            ("dataplane_pods", "Pods in force", stats.pods()),
+            ("dataplane_owner", "1 while the kernel guards our tables against others", stats.owner()),
+            ("dataplane_behind", "1 while the kernel does not hold what it is to hold", stats.behind()),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}

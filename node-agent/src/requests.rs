@@ -1,0 +1,145 @@
+//! What the CNI plugin asks of the agent.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use moat_cni::error::{CniError, code};
+use moat_cni::protocol::{Add, Address, Attached, Check, Del, Gc, Status};
+use moat_policies::NamespacedName;
+use tracing::{info, warn};
+
+use crate::cni_server::Handler;
+use crate::podnet::{Attachment, AttachmentKey, GATEWAY_V4, GATEWAY_V6, Prepare, format_mac};
+use crate::run::Agent;
+
+/// How long ADD waits for a pod that no manifest describes yet.
+const UNKNOWN_POD: Duration = Duration::from_secs(5);
+
+impl Handler for Agent {
+    async fn add(&self, request: Add) -> Result<Attached, CniError> {
+        let pod = NamespacedName::new(request.pod_namespace.as_str(), request.pod_name.as_str());
+        let added = self.add_pod(&pod, request).await;
+        match &added {
+            Ok(attached) => info!(%pod, interface = attached.host_ifname, "added"),
+            Err(error) => {
+                self.metrics.add_errors.inc();
+                warn!(%pod, "not added: {error}");
+            }
+        }
+        self.metrics.attachments(self.podnet.attachments().len());
+        added
+    }
+
+    async fn del(&self, request: Del) -> Result<(), CniError> {
+        let key = AttachmentKey::new(request.container_id, request.ifname);
+        self.forget(&key).await;
+        let removed = self.podnet.remove(&key).await?;
+        self.metrics.attachments(self.podnet.attachments().len());
+        if let Some(attachment) = removed {
+            info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed");
+        }
+        Ok(())
+    }
+
+    async fn check(&self, request: Check) -> Result<(), CniError> {
+        let key = AttachmentKey::new(request.container_id, request.ifname);
+        Ok(self.podnet.check(&key, &request.netns, &request.addresses, &request.gateways).await?)
+    }
+
+    async fn gc(&self, request: Gc) -> Result<(), CniError> {
+        let key = |a: moat_cni::protocol::ValidAttachment| AttachmentKey::new(a.container_id, a.ifname);
+        let valid: BTreeSet<AttachmentKey> = request.valid.into_iter().map(key).collect();
+        for stale in self.podnet.stale(&request.network, &valid) {
+            self.forget(&stale.key()).await;
+        }
+        let done = self.podnet.gc(&request.network, &valid).await;
+        for attachment in &done.removed {
+            info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed by GC");
+        }
+        self.metrics.attachments(self.podnet.attachments().len());
+        match done.errors.into_iter().next() {
+            None => Ok(()),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    async fn status(&self, _: Status) -> Result<(), CniError> {
+        self.podnet
+            .available()
+            .map_err(|e| CniError::new(code::NOT_AVAILABLE, "no pod can be added", e.to_string()))
+    }
+}
+
+impl Agent {
+    async fn add_pod(&self, pod: &NamespacedName, request: Add) -> Result<Attached, CniError> {
+        self.known(pod).await?;
+        let attachment = self
+            .podnet
+            .prepare(Prepare {
+                key: AttachmentKey::new(request.container_id, request.ifname),
+                network: request.network,
+                pod_namespace: request.pod_namespace,
+                pod_name: request.pod_name,
+                pod_uid: request.pod_uid,
+                netns: request.netns,
+            })
+            .await?;
+        // The node's end is down until the kernel holds the pod's policy.
+        let in_force = self.change(|desired| desired.attach(&attachment)).done().await.map_err(|e| {
+            CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
+        });
+        let result = match in_force {
+            Ok(()) => self.podnet.activate(&attachment).await.map_err(CniError::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.forget(&attachment.key()).await;
+            if let Err(left) = self.podnet.remove(&attachment.key()).await {
+                warn!(%pod, "a failed ADD could not be undone: {left}");
+            }
+            return Err(error);
+        }
+        Ok(attached(&attachment))
+    }
+
+    /// Waits until some manifest describes the pod: before that nobody knows its policy.
+    async fn known(&self, pod: &NamespacedName) -> Result<(), CniError> {
+        let mut changes = self.readiness.watch();
+        let known = async {
+            while !self.desired().knows(pod) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(UNKNOWN_POD, known).await.map_err(|_| {
+            CniError::new(
+                code::TRY_AGAIN,
+                format!("the pod {pod} is not known"),
+                "no manifest in the agent's folders describes it, so nobody knows its policy",
+            )
+        })
+    }
+
+    /// Takes an attachment out of the kernel's tables: from then on its packets are an unknown pod's, and dropped.
+    async fn forget(&self, key: &AttachmentKey) {
+        if let Err(error) = self.change(|desired| desired.detach(key)).done().await {
+            warn!(%key, "the tables still hold a pod that is going: {error}");
+        }
+    }
+}
+
+fn attached(attachment: &Attachment) -> Attached {
+    let address = |address: IpAddr| Address {
+        address,
+        gateway: if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() },
+    };
+    Attached {
+        host_ifname: attachment.host_ifname.clone(),
+        host_mac: format_mac(attachment.host_mac),
+        pod_mac: format_mac(attachment.pod_mac),
+        mtu: attachment.mtu,
+        addresses: attachment.addresses().map(address).collect(),
+    }
+}

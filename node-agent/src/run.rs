@@ -1,0 +1,191 @@
+//! `moat-agent run`: from readings and CNI requests to the kernel, until it is told to stop.
+//!
+//! What is in the kernel stays there when the agent stops; the next one adopts it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use moat_manifests::Errors;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::cni_server::CniServer;
+use crate::dataplane::{self, Dataplane, LayoutConfig, Ticket, Update};
+use crate::desired::Desired;
+use crate::http;
+use crate::metrics::Metrics;
+use crate::podnet::{PodNet, PodNetConfig};
+use crate::readiness::Readiness;
+use crate::source::{Folders, Reading};
+
+/// How the agent is to work.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name of this node's Node object.
+    pub node: Arc<str>,
+    /// Where objects come from.
+    pub folders: Folders,
+    /// Where attachments are kept.
+    pub state_dir: PathBuf,
+    /// Where the socket is.
+    pub run_dir: PathBuf,
+    /// Where `/healthz`, `/readyz` and `/metrics` are.
+    pub listen: SocketAddr,
+    /// Whether the kernel is to guard our tables, where it can.
+    pub owner: bool,
+    /// How long an address rests between two pods.
+    pub address_rest: Duration,
+}
+
+/// What requests and readings work on.
+pub(crate) struct Agent {
+    desired: Mutex<Desired>,
+    dataplane: Dataplane,
+    pub(crate) podnet: PodNet,
+    pub(crate) readiness: Arc<Readiness>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Agent {
+    /// Changes what is desired and hands the update over, in one order for both.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Desired) -> Update) -> Ticket {
+        let mut desired = self.desired();
+        let update = change(&mut desired);
+        self.dataplane.submit(update)
+    }
+
+    pub(crate) fn desired(&self) -> MutexGuard<'_, Desired> {
+        self.desired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a reading in force.
+    async fn apply(&self, reading: Reading) {
+        let Reading { objects, fingerprint, warnings } = reading;
+        warnings.iter().for_each(|w| warn!("{w}"));
+        match self.change(|desired| desired.read(objects)).done().await {
+            Ok(()) => {
+                self.metrics.readings.inc();
+                self.readiness.applied(fingerprint);
+            }
+            Err(error) => {
+                error!("a reading is not wholly in force: {error:#}");
+                self.readiness.failed(error.to_string());
+            }
+        }
+        self.tell_nodes().await;
+    }
+
+    /// Makes the routes to the other nodes.
+    async fn tell_nodes(&self) {
+        let (node, others) = {
+            let desired = self.desired();
+            (desired.node().cloned(), desired.other_nodes())
+        };
+        let Some(node) = node else { return };
+        if let Err(error) = self.podnet.set_nodes(&node, &others).await {
+            warn!("not all routes are as they must be: {:#}", anyhow::Error::new(error));
+        }
+    }
+}
+
+/// Runs the agent until `stop`.
+pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
+    let readiness = Arc::new(Readiness::default());
+    let metrics = Arc::new(Metrics::default());
+    let pages = http::Pages { readiness: readiness.clone(), metrics: metrics.clone() };
+    let mut http = tokio::spawn(http::serve(options.listen, pages, stop.clone()));
+    let mut readings = watch(options.folders.clone())?;
+
+    let first = loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ended = &mut http => return ended.context("HTTP server")?,
+            reading = readings.recv() => match reading.context("the manifest folders are not watched any more")? {
+                Ok(reading) => break reading,
+                Err(errors) => refused(&readiness, &metrics, &errors),
+            },
+        }
+    };
+    let agent = Arc::new(start(&options, first, readiness, metrics).await?);
+
+    let cni = CniServer::bind(&options.run_dir.join("agent.sock"))?;
+    let cni = tokio::spawn(cni.serve(agent.clone(), stop.clone().cancelled_owned()));
+    info!(node = %options.node, "ready");
+
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            ended = &mut http => return ended.context("HTTP server")?,
+            reading = readings.recv() => match reading.context("the manifest folders are not watched any more")? {
+                Ok(reading) => agent.apply(reading).await,
+                Err(errors) => refused(&agent.readiness, &agent.metrics, &errors),
+            },
+        }
+    }
+    info!("stopping; what is in the kernel stays in force");
+    cni.await.context("CNI server")?;
+    http.await.context("HTTP server")?
+}
+
+/// Takes the node over: pod network, then policy of all pods at once.
+async fn start(
+    options: &Options,
+    first: Reading,
+    readiness: Arc<Readiness>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<Agent> {
+    let mut podnet = PodNetConfig::new(&options.state_dir);
+    podnet.address_rest = options.address_rest;
+    let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
+        .await?
+        .context("cannot take the pod network over")?;
+    first.warnings.iter().for_each(|w| warn!("{w}"));
+
+    let mut desired = Desired::new(options.node.clone(), podnet.attachments());
+    let update = desired.start(first.objects);
+    let mut layout = LayoutConfig::default();
+    match desired.node() {
+        None => warn!("no manifest describes Node {}: no pod gets an address before one does", options.node),
+        Some(node) => {
+            layout.v4 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv4());
+            layout.v6 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
+        }
+    }
+    let config = dataplane::Config { layout, owner: options.owner };
+    let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
+        .await?
+        .context("cannot take the tables over")?;
+    metrics.dataplane(dataplane.stats().clone());
+    metrics.readings.inc();
+    readiness.applied(first.fingerprint);
+    let agent = Agent { desired: Mutex::new(desired), dataplane, podnet, readiness, metrics };
+    agent.metrics.attachments(agent.podnet.attachments().len());
+    agent.tell_nodes().await;
+    Ok(agent)
+}
+
+fn refused(readiness: &Readiness, metrics: &Metrics, errors: &Errors) {
+    metrics.reading_errors.inc();
+    for error in errors.iter() {
+        error!("refused, what was in force stays: {error}");
+    }
+    readiness.failed(errors.to_string());
+}
+
+/// Readings from a thread of its own: it waits for the kernel.
+fn watch(folders: Folders) -> anyhow::Result<mpsc::Receiver<Result<Reading, Errors>>> {
+    let (sender, receiver) = mpsc::channel(1);
+    std::thread::Builder::new()
+        .name("source".to_owned())
+        .spawn(move || {
+            if let Err(error) = folders.watch(|reading| sender.blocking_send(reading).is_ok()) {
+                error!("cannot watch the manifest folders: {error}");
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(receiver)
+}
