@@ -103,6 +103,9 @@ impl Interrupt {
 
 impl Held {
     fn start(state: StateDir, options: &Options) -> Result<Self, LabError> {
+        // The gate ends before the keeper, which then is our child: when it ends, nothing of it stays in the process table.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .trying(|| "cannot adopt processes".into())?;
         let interrupt = Interrupt::install()?;
         state.create()?;
         let started = Self::start_in(state.clone(), options, interrupt);

@@ -58,6 +58,8 @@ fn enter_user_namespace() -> io::Result<()> {
 pub(crate) fn settle(netns_folder: &Path) -> Result<(), LabError> {
     // Ctrl-C on the terminal is for the front, which then ends us.
     rustix::process::setsid().trying(|| "cannot leave the terminal".into())?;
+    // What `ps` shows.
+    let _ = rustix::thread::set_name(c"moat-lab");
     let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
     unshare(namespaces).map_err(|e| LabError::NoNamespaces(e.into()))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;

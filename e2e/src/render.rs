@@ -89,7 +89,8 @@ fn matrix(out: &mut String, report: &Report, colour: Colour) {
         let (Some(&to), Some(&from)) = (column.get(&*cell.destination), column.get(&*cell.source)) else {
             continue;
         };
-        let sort = format!("{}{:05}", cell.protocol, cell.port.unwrap_or_default());
+        // ICMP last.
+        let sort = format!("{}{}{:05}", cell.port.is_none(), cell.protocol, cell.port.unwrap_or_default());
         let row = rows.entry((to, &cell.family, sort)).or_insert_with(|| vec![None; report.hosts.len()]);
         row[from] = Some(cell);
     }
@@ -176,8 +177,8 @@ mod tests {
 Rows answer, columns ask (by number). + allowed, - denied; first predicted, then observed.
 DESTINATION    TRAFFIC   IP      1   2
  1 shop/web-0  80/TCP    v4      \\  --
- 2 shop/db-0   ICMP      v4     --   \\
-               5432/TCP  v4     ++   \\
+ 2 shop/db-0   5432/TCP  v4     ++   \\
+               ICMP      v4     --   \\
 3 cells, 1 allowed, 2 denied: prediction and packets agree on all of them
 ";
         assert_eq!(text(&report(Observed::Denied), Colour::Off), expected);
