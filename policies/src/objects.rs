@@ -1,6 +1,7 @@
 //! The objects themselves, as they were handed over: what `evaluate` reads.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use crate::{Key, Labels, Namespace, NamespacedName, NetworkPolicy, Node, Object, Pod};
@@ -27,22 +28,24 @@ impl Objects {
 
     /// Stores an object in place of the one with its key.
     pub fn insert(&mut self, object: Object) {
+        self.store(object);
+    }
+
+    /// The same; tells what is stored now, or nothing where that changes nothing.
+    pub(crate) fn store(&mut self, object: Object) -> Option<Stored<'_>> {
         match object {
             Object::Namespace(mut namespace) => {
                 name_label(&mut namespace.labels, &namespace.name);
-                self.namespaces.insert(namespace.name.clone(), namespace);
+                put(&mut self.namespaces, namespace.name.clone(), namespace).map(Stored::Namespace)
             }
-            Object::Node(node) => {
-                self.nodes.insert(node.name.clone(), node);
-            }
+            Object::Node(node) => put(&mut self.nodes, node.name.clone(), node).map(|_| Stored::Node),
             Object::Pod(pod) if pod.finished => {
-                self.pods.remove(&pod.name);
+                self.pods.remove(&pod.name)?;
+                Some(Stored::FinishedPod(pod.name))
             }
-            Object::Pod(pod) => {
-                self.pods.insert(pod.name.clone(), pod);
-            }
+            Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod).map(Stored::Pod),
             Object::Policy(policy) => {
-                self.policies.insert(policy.name.clone(), policy);
+                put(&mut self.policies, policy.name.clone(), policy).map(Stored::Policy)
             }
         }
     }
@@ -106,6 +109,28 @@ impl FromIterator<Object> for Objects {
         let mut all = Self::new();
         objects.into_iter().for_each(|o| all.insert(o));
         all
+    }
+}
+
+/// An object that was stored.
+pub(crate) enum Stored<'o> {
+    Namespace(&'o Namespace),
+    Node,
+    Pod(&'o Pod),
+    /// A pod that was there and has finished is gone.
+    FinishedPod(NamespacedName),
+    Policy(&'o NetworkPolicy),
+}
+
+fn put<K: Ord, V: PartialEq>(all: &mut BTreeMap<K, V>, key: K, value: V) -> Option<&V> {
+    match all.entry(key) {
+        Entry::Vacant(vacant) => Some(vacant.insert(value)),
+        Entry::Occupied(occupied) if *occupied.get() == value => None,
+        Entry::Occupied(occupied) => {
+            let place = occupied.into_mut();
+            *place = value;
+            Some(place)
+        }
     }
 }
 

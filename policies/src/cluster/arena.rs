@@ -79,11 +79,6 @@ impl<T> Arena<T> {
     pub(super) fn iter(&self) -> impl Iterator<Item = (Ix<T>, &T)> {
         self.0.iter().map(|(place, value)| (Ix(place as u32, PhantomData), value))
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl<T> std::ops::Index<Ix<T>> for Arena<T> {

@@ -95,11 +95,6 @@ impl Rules {
     pub(super) fn key(&self, ix: RuleIx) -> &RuleKey {
         &self.entries[ix].key
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
 }
 
 impl RuleKey {

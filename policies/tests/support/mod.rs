@@ -1,4 +1,5 @@
 //! Random small clusters, and a node that holds what it is told.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -56,7 +57,9 @@ impl NodeTable {
         }
         for (name, change) in delta.pods {
             match change {
-                Some(programs) => drop(self.pods.insert(name, programs)),
+                Some(programs) => {
+                    self.pods.insert(name, programs);
+                }
                 None => assert!(self.pods.remove(&name).is_some(), "{name} deleted, was not there"),
             }
         }
@@ -262,7 +265,9 @@ fn pod() -> impl Strategy<Value = Pod> {
     let name = (text(&["a", "b", "c"]), text(&["1", "2", "3"]));
     let addresses = prop::collection::vec(address(), 0..=2).prop_map(|addresses| {
         let mut one_a_family = BTreeMap::new();
-        addresses.into_iter().for_each(|a| drop(one_a_family.insert(a.is_ipv4(), a)));
+        for a in addresses {
+            one_a_family.insert(a.is_ipv4(), a);
+        }
         one_a_family.into_values().collect()
     });
     let kind = prop_oneof![8 => Just((false, false)), 1 => Just((true, false)), 1 => Just((false, true))];
