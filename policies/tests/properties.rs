@@ -1,5 +1,7 @@
 //! What holds of every cluster: the compiler says what `evaluate` says, however the objects came.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::BTreeMap;
