@@ -11,6 +11,7 @@
 mod compare;
 mod reader;
 mod ruleset;
+mod run;
 mod sample;
 mod value;
 mod walk;
@@ -20,5 +21,6 @@ pub use reader::{ReadError, read};
 pub use ruleset::{
     Base, Chain, Datum, Field, FieldKind, Pattern, Right, Ruleset, Set, Statement, Type, Verdict,
 };
+pub use run::{CheckArgs, CheckError, check, run};
 pub use sample::Limits;
 pub use walk::{Outcome, Packet, WalkError, walk};

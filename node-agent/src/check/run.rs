@@ -1,0 +1,135 @@
+//! The command: collects its three inputs, compares, prints.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use moat_policies::{NamespacedName, Object};
+
+use super::compare::{CompareError, Report, Veth, compare};
+use super::reader::{ReadError, read};
+use super::sample::Limits;
+use crate::podnet;
+
+const FAMILY: &str = "inet";
+const TABLE: &str = "moat";
+
+/// Compares what the kernel's table does with what the policies say.
+///
+/// Exit status: 0 no difference, 1 differences, 2 could not compare.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CheckArgs {
+    /// This node's name, as in the manifests
+    #[arg(long, value_name = "NAME")]
+    pub node: String,
+    /// A file or folder of Kubernetes manifests; may be given more than once
+    #[arg(long, value_name = "PATH", required = true)]
+    pub manifests: Vec<PathBuf>,
+    /// A file or folder with the pods' addresses (status.podIPs); may be given more than once
+    #[arg(long, value_name = "PATH")]
+    pub pod_status: Vec<PathBuf>,
+    /// Where the agent keeps which interface is which pod's
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/moat")]
+    pub state_dir: PathBuf,
+    /// Judge this output of `nft -j list table inet moat` instead of the kernel's table
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+}
+
+/// Why nothing was compared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// The manifests cannot be read.
+    #[error("{0}")]
+    Manifests(moat_manifests::Errors),
+    /// The agent's record of interfaces cannot be read.
+    #[error("cannot read which interface is which pod's from {}", .0.display())]
+    Attachments(PathBuf, #[source] podnet::JournalError),
+    /// The dump cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Dump(PathBuf, #[source] io::Error),
+    /// `nft` cannot be run.
+    #[error("cannot run `nft`; install nftables, or give a dump with --dump")]
+    NoNft(#[source] io::Error),
+    /// `nft` failed.
+    #[error("`nft -j list table {FAMILY} {TABLE}` failed: {0}")]
+    Nft(String),
+    /// The listing cannot be judged.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The table cannot be judged.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+}
+
+/// Compares, and says what was found.
+pub fn check(args: &CheckArgs) -> Result<Report, CheckError> {
+    let mut manifests = moat_manifests::load(&args.manifests).map_err(CheckError::Manifests)?;
+    let states = moat_manifests::load_pod_status(&args.pod_status).map_err(CheckError::Manifests)?;
+    manifests.overlay(&states);
+    let attachments = podnet::read_attachments(&args.state_dir)
+        .map_err(|e| CheckError::Attachments(args.state_dir.clone(), e))?;
+    let veths: Vec<Veth> = attachments
+        .iter()
+        .map(|a| Veth {
+            pod: NamespacedName::new(a.pod_namespace.as_str(), a.pod_name.as_str()),
+            ifname: a.host_ifname.clone(),
+            addresses: a.addresses().collect(),
+        })
+        .collect();
+    // Whose interface an address is on is what the pod network did, whatever the manifests say so far.
+    for object in &mut manifests.objects {
+        if let Object::Pod(pod) = object
+            && let Some(veth) = veths.iter().find(|v| v.pod == pod.name)
+        {
+            pod.addresses = veth.addresses.clone();
+        }
+    }
+    let listing = match &args.dump {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| CheckError::Dump(path.clone(), e))?,
+        None => list()?,
+    };
+    let ruleset = read(&listing, FAMILY, TABLE)?;
+    Ok(compare(&ruleset, &manifests.to_objects(), &args.node, &veths, Limits::default())?)
+}
+
+fn list() -> Result<String, CheckError> {
+    let output = Command::new("nft")
+        .args(["-j", "list", "table", FAMILY, TABLE])
+        .output()
+        .map_err(CheckError::NoNft)?;
+    if !output.status.success() {
+        return Err(CheckError::Nft(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Compares, prints what was found, and turns it into the exit status.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    match check(args) {
+        Ok(report) => {
+            // Who closed the pipe has read enough.
+            let _ = print(&report, &mut io::stdout().lock());
+            if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(inner) = source {
+                text.push_str(&format!(": {inner}"));
+                source = inner.source();
+            }
+            let _ = writeln!(io::stderr().lock(), "error: {text}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    for difference in &report.differences {
+        writeln!(out, "{difference}")?;
+    }
+    let (pods, packets, differences) = (report.pods, report.packets, report.differences.len());
+    writeln!(out, "{pods} pods, {packets} packets walked, {differences} differences")
+}

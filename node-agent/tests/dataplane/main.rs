@@ -1,0 +1,8 @@
+//! The data plane in the real kernel: real tables, real veths, namespaces of their own, real packets.
+//!
+//! Needs root, or a kernel that lets everybody make user namespaces; and `ip`, `nft` and `unshare`.
+
+mod probe;
+mod space;
+mod verdicts;
+mod world;
