@@ -36,8 +36,9 @@ impl Fabric {
             let others: Vec<IpAddr> = others.filter(|a| !own.contains(a)).copied().collect();
             let own = own.clone();
             let wired = async move {
-                for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
-                    sysctl(key, "1")?;
+                sysctl("net.ipv4.ip_forward", "1")?;
+                if own.iter().any(IpAddr::is_ipv6) {
+                    sysctl("net.ipv6.conf.all.forwarding", "1")?;
                 }
                 connect(own, others, Vec::new()).await
             };
@@ -86,6 +87,10 @@ async fn cable(bridge: &Space, port: String, to: &Space) -> Result<(), LabError>
 async fn connect(own: Vec<IpAddr>, others: Vec<IpAddr>, routes: Vec<(IpNet, IpAddr)>) -> std::io::Result<()> {
     let links = Links::open()?;
     links.up("lo").await?;
+    if own.iter().any(IpAddr::is_ipv6) {
+        // While its link-local address is tentative, which takes 2 s, a router looks for no neighbour on behalf of others.
+        sysctl(&format!("net.ipv6.conf.{UPLINK}.accept_dad"), "0")?;
+    }
     links.up(UPLINK).await?;
     // Addresses of Node objects need not share a prefix; on this link each is a neighbour all the same.
     for address in own {

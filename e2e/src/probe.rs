@@ -23,8 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moat_policies::{Protocol, Traffic};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::cells::{Cell, Host, served_ports};
 use crate::report::Observed;
@@ -64,15 +65,37 @@ struct Arrival {
 
 /// What has arrived, by number.
 #[derive(Clone, Default, Debug)]
-struct Record(Arc<Mutex<HashMap<u64, Arrival>>>);
+struct Record(Arc<Entries>);
+
+#[derive(Default, Debug)]
+struct Entries {
+    arrivals: Mutex<HashMap<u64, Arrival>>,
+    written: Notify,
+}
 
 impl Record {
     fn write(&self, number: u64, arrival: Arrival) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(number, arrival);
+        self.0.arrivals.lock().unwrap_or_else(PoisonError::into_inner).insert(number, arrival);
+        self.0.written.notify_waiters();
     }
 
     fn take(&self, number: u64) -> Option<Arrival> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&number)
+        self.0.arrivals.lock().unwrap_or_else(PoisonError::into_inner).remove(&number)
+    }
+
+    /// The entry, if it is written within this time.
+    async fn take_within(&self, number: u64, wait: Duration) -> Option<Arrival> {
+        let look = async {
+            loop {
+                // First: what is written from now on is told.
+                let written = self.0.written.notified();
+                if let Some(arrival) = self.take(number) {
+                    return arrival;
+                }
+                written.await;
+            }
+        };
+        timeout(wait, look).await.ok()
     }
 }
 
@@ -160,7 +183,12 @@ impl Prober {
         let mut observed = Vec::with_capacity(probes.len());
         for (number, from, to, task) in probes {
             let answer = task.await.map_err(io::Error::other)?;
-            observed.push(judge(answer, self.record.take(number), from, to));
+            // An echo reply is the kernel's, and may be here before the destination's thread has got round to writing.
+            let arrival = match answer {
+                Answer::Came => self.record.take_within(number, SECOND_WAIT).await,
+                _ => self.record.take(number),
+            };
+            observed.push(judge(answer, arrival, from, to));
         }
         Ok(observed)
     }
