@@ -60,18 +60,24 @@ impl Connection {
         self.port
     }
 
-    /// A number for the next request.
-    pub(crate) fn next_seq(&mut self) -> u32 {
-        self.seq = self.seq.wrapping_add(1).max(1);
-        self.seq
+    /// Takes numbers for the next requests; returns the first.
+    pub(crate) fn take_seqs(&mut self, count: u32) -> u32 {
+        // None is 0, which is what the kernel's own messages have.
+        let first = if self.seq > u32::MAX - count { 1 } else { self.seq + 1 };
+        self.seq = first + (count - 1);
+        first
     }
 
     /// Sends one datagram made of `parts`. What the kernel has to say about it is waiting when this returns:
     /// netfilter does its work inside the system call.
     pub(crate) fn send(&mut self, parts: &[&[u8]], doing: &'static str) -> Result<(), Error> {
-        if self.stale {
-            while self.receive(doing, false)?.is_some() {}
-        }
+        // Answers that an earlier request left behind, because it failed half-way.
+        while self.stale && self.receive(doing, false)?.is_some() {}
+        self.send_only(parts, doing)
+    }
+
+    /// Like [`Connection::send`], for a socket on which other messages arrive, too.
+    pub(crate) fn send_only(&mut self, parts: &[&[u8]], doing: &'static str) -> Result<(), Error> {
         let size = parts.iter().map(|part| part.len()).sum();
         self.make_room(size)?;
         self.stale = true;
@@ -127,7 +133,7 @@ impl Connection {
         family: u8,
         build: impl FnOnce(&mut Writer),
     ) -> Result<Request, Error> {
-        let seq = self.next_seq();
+        let seq = self.take_seqs(1);
         let mut writer = Writer::default();
         let open = writer.open(kind, flags::REQUEST | extra, seq, family, 0);
         build(&mut writer);

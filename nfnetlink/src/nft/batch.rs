@@ -204,11 +204,12 @@ impl Batch {
                     // An element's own length is bounded by the names and texts it may hold.
                     while w.len() - start < ELEMENTS {
                         let Some(element) = elements.next() else { break };
-                        if let Err(fault) = set.check(&element) {
+                        let adds = kind == message::NEW_SETELEM;
+                        if let Err(fault) = set.check(&element, adds) {
                             w.fault(fault);
                             break;
                         }
-                        w.nest(1, |w| element.encode(w, kind == message::NEW_SETELEM));
+                        w.nest(1, |w| element.encode(w, adds));
                     }
                 });
             });
@@ -241,6 +242,18 @@ impl Batch {
         self.last = start;
         self.count += 1;
         Ok(())
+    }
+
+    /// Adds a message of any content.
+    #[cfg(test)]
+    pub(super) fn push_raw(
+        &mut self,
+        kind: u8,
+        flags: u16,
+        table: &TableId,
+        content: impl FnOnce(&mut Writer),
+    ) {
+        self.push(kind, flags, table, content).unwrap();
     }
 
     fn undo(&mut self, (length, last, count): (usize, usize, usize)) {

@@ -26,7 +26,7 @@ pub struct Commit {
     pub genid: u32,
     /// The port id of the socket that made it; compare with [`Socket::port_id`](super::Socket::port_id).
     pub port_id: u32,
-    /// The process that made it: its id and name.
+    /// The thread that made it: its id and name.
     pub process: Option<(u32, String)>,
     /// The tables that it touched, in any way.
     pub tables: BTreeSet<TableId>,
@@ -78,7 +78,7 @@ impl Assembler {
     }
 }
 
-/// What [`Events::next`] has to tell.
+/// What [`Events::wait_next`] has to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Somebody committed.
@@ -112,7 +112,7 @@ impl Events {
     }
 
     /// The next event; waits for it.
-    pub fn next(&mut self) -> Result<Event, Error> {
+    pub fn wait_next(&mut self) -> Result<Event, Error> {
         loop {
             if let Some(event) = self.take(true)? {
                 return Ok(event);

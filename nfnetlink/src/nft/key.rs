@@ -62,7 +62,7 @@ impl Field {
     ];
 
     /// Bytes of a value, without padding.
-    pub const fn len(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Field::NfProto | Field::InetProto | Field::IcmpType | Field::Icmp6Type => 1,
             Field::EtherType | Field::InetService => 2,
@@ -108,7 +108,7 @@ pub struct KeyType {
 impl KeyType {
     /// A key of these fields, in this order.
     pub fn new(fields: &[Field]) -> Result<Self, EncodeError> {
-        let bytes = fields.iter().map(|field| align(field.len())).sum();
+        let bytes = fields.iter().map(|field| align(field.size())).sum();
         if fields.is_empty() || fields.len() > FIELDS || bytes > REGISTERS {
             return Err(EncodeError::KeyTooLong { fields: fields.len(), bytes });
         }
@@ -136,8 +136,8 @@ impl KeyType {
     /// Bytes of a key: a lone field unpadded, several each padded to four.
     pub fn bytes(&self) -> usize {
         match self.fields() {
-            [field] => field.len(),
-            fields => fields.iter().map(|field| align(field.len())).sum(),
+            [field] => field.size(),
+            fields => fields.iter().map(|field| align(field.size())).sum(),
         }
     }
 
@@ -343,8 +343,8 @@ impl Key {
         let mut key = Key::from(Value::NfProto(0));
         let mut at = 0;
         for (slot, &field) in key.values.iter_mut().zip(kind.fields()) {
-            *slot = Value::read(field, bytes.get(at..at + field.len())?)?;
-            at += align(field.len());
+            *slot = Value::read(field, bytes.get(at..at + field.size())?)?;
+            at += align(field.size());
         }
         key.count = kind.count;
         Some(key)

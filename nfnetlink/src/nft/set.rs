@@ -166,7 +166,7 @@ impl Set {
                     // Unpadded lengths: the kernel pads them to registers itself.
                     w.nest(2, |w| {
                         for field in self.key.fields() {
-                            w.nest(1, |w| w.be32(1, field.len() as u32));
+                            w.nest(1, |w| w.be32(1, field.size() as u32));
                         }
                     });
                 }
@@ -186,8 +186,8 @@ impl Set {
         }
     }
 
-    /// Checks that an element has this set's type.
-    pub(crate) fn check(&self, element: &Element) -> Result<(), EncodeError> {
+    /// Checks that an element has this set's type; where it is to be deleted, only its key counts.
+    pub(crate) fn check(&self, element: &Element, with_data: bool) -> Result<(), EncodeError> {
         let wrong = |part, found: String, expected: String| EncodeError::ElementType {
             set: self.name.clone(),
             part,
@@ -206,6 +206,7 @@ impl Set {
             }
         }
         let fits = match (&element.data, &self.data) {
+            _ if !with_data => true,
             (None, None) | (Some(Data::Verdict(_)), Some(DataType::Verdict)) => true,
             (Some(Data::Value(value)), Some(DataType::Value(kind))) => value.is_of(kind),
             _ => false,

@@ -212,3 +212,32 @@ fn element_at(bytes: &[u8], message: &Message<'_>, offset: usize) -> Option<usiz
         (start.saturating_sub(ATTRIBUTE)..start + element.payload.len()).contains(&offset)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::{Family, Table, TableId};
+    use crate::support::in_namespace;
+
+    /// Nothing that the builder writes breaks the kernel's rules for attributes, which is where it has words.
+    #[test]
+    fn the_kernels_words_are_passed_on() {
+        in_namespace(|| {
+            let table = TableId::new(Family::Inet, "moat");
+            let mut batch = Batch::new();
+            batch.add_table(&Table::new(table.clone())).unwrap();
+            batch.push_raw(message::NEW_CHAIN, flags::CREATE, &table, |w| {
+                w.string(1, "moat");
+                w.string(3, "web");
+                w.attr(2, &[0]); // a handle of one byte
+            });
+            let error = Socket::open().unwrap().send(&batch, None).unwrap_err();
+            let Error::Refused(refusal) = &error else { panic!("{error:?}") };
+            assert_eq!(refusal.first.operation.to_string(), "add chain inet moat web");
+            assert_eq!(refusal.first.message.as_deref(), Some("Attribute failed policy validation"));
+            let text = error.to_string();
+            assert!(text.starts_with("the kernel refused to add chain inet moat web: "), "{text}");
+            assert!(text.ends_with(": Attribute failed policy validation"), "{text}");
+        });
+    }
+}

@@ -250,7 +250,7 @@ impl Source {
     }
 
     /// How many bytes it reads.
-    pub const fn len(&self) -> usize {
+    pub const fn size(&self) -> usize {
         match self {
             Source::Meta(Meta::NfProto | Meta::L4Proto | Meta::PacketType) => 1,
             Source::Meta(Meta::Protocol | Meta::IifType | Meta::OifType) => 2,

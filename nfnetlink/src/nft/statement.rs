@@ -61,6 +61,11 @@ impl Operand {
         Operand::bytes(value.to_be_bytes())
     }
 
+    /// A number in the machine's order: types of interfaces.
+    pub fn host16(value: u16) -> Self {
+        Operand::bytes(value.to_ne_bytes())
+    }
+
     /// A number in the machine's order: marks, states, indexes.
     pub fn host32(value: u32) -> Self {
         Operand::bytes(value.to_ne_bytes())
@@ -72,12 +77,12 @@ impl Operand {
 
     fn check(&self, source: &Source) -> Result<(), EncodeError> {
         let length = usize::from(self.length);
-        if length == source.len() || (self.prefix && length < source.len()) {
+        if length == source.size() || (self.prefix && length < source.size()) {
             return Ok(());
         }
         Err(EncodeError::Length {
             what: source.to_string(),
-            source_length: source.len(),
+            source_length: source.size(),
             value_length: length,
         })
     }
@@ -217,7 +222,7 @@ impl Statement {
                     if let Err(fault) = mask.check(source) {
                         return w.fault(fault);
                     }
-                    bitwise(w, mask.as_slice(), &[0; 16][..source.len()]);
+                    bitwise(w, mask.as_slice(), &[0; 16][..source.size()]);
                 }
                 expression(w, "cmp", |w| {
                     w.be32(1, REGISTER);
@@ -312,14 +317,14 @@ impl Log {
 
 /// Reads the fields of a key into consecutive registers.
 fn load(w: &mut Writer, key: &[Source]) {
-    let bytes: usize = key.iter().map(|source| align(source.len())).sum();
-    if key.is_empty() || bytes > REGISTERS || key.iter().any(|source| source.len() == 0) {
+    let bytes: usize = key.iter().map(|source| align(source.size())).sum();
+    if key.is_empty() || bytes > REGISTERS || key.iter().any(|source| source.size() == 0) {
         return w.fault(EncodeError::Registers { sources: key.len(), bytes });
     }
     let mut register = REGISTER;
     for source in key {
         source.encode(w, register);
-        register += (align(source.len()) / 4) as u32;
+        register += (align(source.size()) / 4) as u32;
     }
 }
 

@@ -40,10 +40,6 @@ impl Writer {
         self.buffer.truncate(length);
     }
 
-    pub(crate) fn reserve(&mut self, bytes: usize) {
-        self.buffer.reserve(bytes);
-    }
-
     /// Begins a message: header and generic header. `resource` is netfilter's `res_id`.
     pub(crate) fn open(&mut self, kind: u16, flags: u16, seq: u32, family: u8, resource: u16) -> Open {
         let start = self.buffer.len();

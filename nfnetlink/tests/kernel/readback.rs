@@ -36,7 +36,7 @@ pub(crate) struct Map {
 impl Ruleset {
     /// Reads the ruleset of the calling thread's network namespace.
     pub(crate) fn read() -> Ruleset {
-        let text = super::run("nft", &["-j", "list", "ruleset"]);
+        let text = crate::support::run("nft", &["-j", "list", "ruleset"]);
         let document: Value = serde_json::from_str(&text).expect("JSON");
         let mut ruleset = Ruleset::default();
         for object in document["nftables"].as_array().expect("a list") {
@@ -65,14 +65,28 @@ impl Ruleset {
         self.maps.iter().find(|map| map.name == name).expect(name)
     }
 
-    /// The one set of that name.
-    pub(crate) fn set(&self, name: &str) -> &Set<'static> {
-        self.sets.iter().find(|set| set.name == name).expect(name)
+    /// The one set of that name, as JSON again, without what it leaves out.
+    pub(crate) fn set_json(&self, name: &str) -> Value {
+        let set = self.sets.iter().find(|set| set.name == name).expect(name);
+        without_nulls(serde_json::to_value(set).expect("JSON"))
     }
 
     /// A rule's expressions as JSON, which is how nft documents them.
     pub(crate) fn expressions(&self, chain: &str) -> Vec<Value> {
         let of = self.rules.iter().filter(|rule| rule.chain == chain);
-        of.map(|rule| serde_json::to_value(&rule.expr).expect("JSON")).collect()
+        of.map(|rule| without_nulls(serde_json::to_value(&rule.expr).expect("JSON"))).collect()
+    }
+}
+
+/// The nftables crate writes fields that are not there as null; a lone one is a statement of nft's.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let lone = fields.len() == 1;
+            let kept = fields.into_iter().filter(|(_, value)| lone || !value.is_null());
+            kept.map(|(name, value)| (name, without_nulls(value))).collect()
+        }
+        Value::Array(values) => values.into_iter().map(without_nulls).collect(),
+        other => other,
     }
 }

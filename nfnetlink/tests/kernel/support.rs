@@ -1,7 +1,4 @@
 //! What the kernel tests share: a network namespace for each, and `nft` to read back what we wrote.
-#![allow(dead_code, reason = "each test binary uses some of it")]
-
-pub(crate) mod readback;
 
 use std::process::Command;
 use std::thread;
@@ -54,4 +51,10 @@ pub(crate) fn run_failing(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().expect(program);
     assert!(!output.status.success(), "{program} {arguments:?} was expected to fail");
     String::from_utf8(output.stderr).expect("text")
+}
+
+/// Whether this process has its capabilities over the machine, not over a namespace only.
+pub(crate) fn in_first_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }

@@ -1,0 +1,184 @@
+//! One direction of a tracked connection: who sends what to whom.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::wire::{Attrs, Writer};
+
+/// `CTA_TUPLE_*`, `CTA_IP_*` and `CTA_PROTO_*` (linux/netfilter/nfnetlink_conntrack.h).
+mod attr {
+    pub(super) const IP: u16 = 1;
+    pub(super) const PROTO: u16 = 2;
+    pub(super) const V4_SOURCE: u16 = 1;
+    pub(super) const V4_DESTINATION: u16 = 2;
+    pub(super) const V6_SOURCE: u16 = 3;
+    pub(super) const V6_DESTINATION: u16 = 4;
+    pub(super) const NUMBER: u16 = 1;
+    pub(super) const SOURCE_PORT: u16 = 2;
+    pub(super) const DESTINATION_PORT: u16 = 3;
+    pub(super) const ICMP_ID: u16 = 4;
+    pub(super) const ICMP_TYPE: u16 = 5;
+    pub(super) const ICMP_CODE: u16 = 6;
+    pub(super) const ICMP6_ID: u16 = 7;
+    pub(super) const ICMP6_TYPE: u16 = 8;
+    pub(super) const ICMP6_CODE: u16 = 9;
+}
+
+const ICMP6: u8 = 58;
+
+/// What tells two connections of the same ends and protocol apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Detail {
+    /// Ports (TCP, UDP, SCTP, DCCP), or what GRE has for them.
+    Ports {
+        /// The sender's.
+        source: u16,
+        /// The receiver's.
+        destination: u16,
+    },
+    /// ICMP and ICMPv6.
+    Icmp {
+        /// The message's type.
+        kind: u8,
+        /// Its code.
+        code: u8,
+        /// Its identifier.
+        id: u16,
+    },
+    /// Nothing: one entry for all packets of the protocol between the two.
+    None,
+}
+
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Who sends.
+    pub source: IpAddr,
+    /// Who receives; of the same family.
+    pub destination: IpAddr,
+    /// The transport protocol's number.
+    pub protocol: u8,
+    /// Ports and the like.
+    pub detail: Detail,
+}
+
+impl Tuple {
+    /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+    pub(super) fn family(&self) -> u8 {
+        family(self.source)
+    }
+
+    pub(super) fn encode(&self, w: &mut Writer, kind: u16) {
+        w.nest(kind, |w| {
+            w.nest(attr::IP, |w| {
+                encode_source(w, self.source);
+                encode_destination(w, self.destination);
+            });
+            w.nest(attr::PROTO, |w| {
+                w.u8(attr::NUMBER, self.protocol);
+                match self.detail {
+                    Detail::Ports { source, destination } => {
+                        w.be16(attr::SOURCE_PORT, source);
+                        w.be16(attr::DESTINATION_PORT, destination);
+                    }
+                    Detail::Icmp { kind, code, id } if self.protocol == ICMP6 => {
+                        w.be16(attr::ICMP6_ID, id);
+                        w.u8(attr::ICMP6_TYPE, kind);
+                        w.u8(attr::ICMP6_CODE, code);
+                    }
+                    Detail::Icmp { kind, code, id } => {
+                        w.be16(attr::ICMP_ID, id);
+                        w.u8(attr::ICMP_TYPE, kind);
+                        w.u8(attr::ICMP_CODE, code);
+                    }
+                    Detail::None => {}
+                }
+            });
+        });
+    }
+
+    pub(super) fn decode(attrs: Attrs<'_>) -> Option<Tuple> {
+        let ip = attrs.find(attr::IP)?.nested();
+        let proto = attrs.find(attr::PROTO)?.nested();
+        let v4 = |kind| {
+            let octets: [u8; 4] = ip.find(kind)?.payload.try_into().ok()?;
+            Some(IpAddr::from(Ipv4Addr::from(octets)))
+        };
+        let v6 = |kind| {
+            let octets: [u8; 16] = ip.find(kind)?.payload.try_into().ok()?;
+            Some(IpAddr::from(Ipv6Addr::from(octets)))
+        };
+        let (source, destination) = match v4(attr::V4_SOURCE) {
+            Some(source) => (source, v4(attr::V4_DESTINATION)?),
+            None => (v6(attr::V6_SOURCE)?, v6(attr::V6_DESTINATION)?),
+        };
+        let u8 = |kind| proto.find(kind).and_then(|attr| attr.u8());
+        let be16 = |kind| proto.find(kind).and_then(|attr| attr.be16());
+        let ports = || {
+            let (source, destination) = (be16(attr::SOURCE_PORT)?, be16(attr::DESTINATION_PORT)?);
+            Some(Detail::Ports { source, destination })
+        };
+        let icmp = |id, kind, code| Some(Detail::Icmp { kind: u8(kind)?, code: u8(code)?, id: be16(id)? });
+        let detail = ports()
+            .or_else(|| icmp(attr::ICMP_ID, attr::ICMP_TYPE, attr::ICMP_CODE))
+            .or_else(|| icmp(attr::ICMP6_ID, attr::ICMP6_TYPE, attr::ICMP6_CODE))
+            .unwrap_or(Detail::None);
+        Some(Tuple { source, destination, protocol: u8(attr::NUMBER)?, detail })
+    }
+}
+
+/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+pub(super) fn family(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 2,
+        IpAddr::V6(_) => 10,
+    }
+}
+
+/// Writes the part of a tuple that a filter compares.
+pub(super) fn encode_addresses(
+    w: &mut Writer,
+    kind: u16,
+    source: Option<IpAddr>,
+    destination: Option<IpAddr>,
+) {
+    w.nest(kind, |w| {
+        w.nest(attr::IP, |w| {
+            if let Some(source) = source {
+                encode_source(w, source);
+            }
+            if let Some(destination) = destination {
+                encode_destination(w, destination);
+            }
+        });
+    });
+}
+
+fn encode_source(w: &mut Writer, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => w.attr(attr::V4_SOURCE, &address.octets()),
+        IpAddr::V6(address) => w.attr(attr::V6_SOURCE, &address.octets()),
+    }
+}
+
+fn encode_destination(w: &mut Writer, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => w.attr(attr::V4_DESTINATION, &address.octets()),
+        IpAddr::V6(address) => w.attr(attr::V6_DESTINATION, &address.octets()),
+    }
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tuple { source, destination, protocol, detail } = self;
+        match detail {
+            Detail::Ports { source: from, destination: to } => {
+                write!(f, "protocol {protocol} [{source}]:{from} to [{destination}]:{to}")
+            }
+            Detail::Icmp { kind, code, id } => {
+                write!(f, "protocol {protocol} {source} to {destination} type {kind} code {code} id {id}")
+            }
+            Detail::None => write!(f, "protocol {protocol} {source} to {destination}"),
+        }
+    }
+}

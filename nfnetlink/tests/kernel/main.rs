@@ -1,0 +1,13 @@
+//! Against the real kernel, each test in a network namespace of its own.
+
+mod adoption;
+mod commit;
+mod conntrack;
+mod events;
+mod nflog;
+mod ownership;
+mod raw;
+mod readback;
+mod sets;
+mod statements;
+mod support;
