@@ -107,7 +107,7 @@ pub mod fib {
     pub const IIF: u32 = 8;
     /// With the outgoing interface.
     pub const OIF: u32 = 16;
-    /// Answer only whether there is a route.
+    /// Answer only whether there is a route: 1 or 0, in four bytes of the machine's order.
     pub const PRESENT: u32 = 32;
     /// `RTN_UNICAST`: a route leads there.
     pub const UNICAST: u32 = 1;
@@ -263,7 +263,6 @@ impl Source {
             Source::Ct(Ct::State | Ct::Status | Ct::Mark | Ct::SrcIp | Ct::DstIp | Ct::Id, _) => 4,
             Source::Ct(Ct::SrcIp6 | Ct::DstIp6, _) => 16,
             Source::Payload { len, .. } => *len as usize,
-            Source::Fib { flags, .. } if *flags & fib::PRESENT != 0 => 1,
             Source::Fib { result: FibResult::OifName, .. } => 16,
             Source::Fib { .. } => 4,
             Source::Has { .. } => 1,

@@ -1,4 +1,5 @@
 //! Against the real kernel, each test in a network namespace of its own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod adoption;
 mod commit;

@@ -141,12 +141,10 @@ fn packet_fields() {
             eq(json!({ "exthdr": { "name": "rt" } }), json!(true))
         );
         assert_eq!(
-            round_trip(
-                Rule::new().eq(
-                    Source::Fib { flags: fib::SADDR | fib::IIF, result: FibResult::Oif },
-                    Value::IfIndex(0)
-                )
-            ),
+            round_trip(Rule::new().eq(
+                Source::Fib { flags: fib::SADDR | fib::IIF | fib::PRESENT, result: FibResult::Oif },
+                Operand::host32(0)
+            )),
             eq(json!({ "fib": { "result": "oif", "flags": ["saddr", "iif"] } }), json!(false))
         );
         // The nftables crate does not know this operator.
