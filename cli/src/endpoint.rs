@@ -85,7 +85,7 @@ fn find_pod(namespace: &str, name: &str, objects: &Objects) -> Result<Named> {
     }
 }
 
-/// Names that somebody may have meant: the same name elsewhere, or one that holds it.
+/// Names that somebody may have meant: one that holds this name or is part of it; else those of the namespace; else any.
 fn near<'a>(wanted: &NamespacedName, there: impl Iterator<Item = &'a NamespacedName>) -> String {
     let name: &Arc<str> = &wanted.name;
     let mut all: Vec<&NamespacedName> = there.collect();
@@ -95,11 +95,11 @@ fn near<'a>(wanted: &NamespacedName, there: impl Iterator<Item = &'a NamespacedN
     let likely = |other: &&&NamespacedName| other.name.contains(&**name) || name.contains(&*other.name);
     let mut close: Vec<&NamespacedName> = all.iter().filter(likely).copied().collect();
     if close.is_empty() {
-        all.retain(|other| other.namespace == wanted.namespace);
+        let neighbour = |other: &&NamespacedName| other.namespace == wanted.namespace;
+        if all.iter().any(|other| neighbour(other)) {
+            all.retain(neighbour);
+        }
         close = all;
-    }
-    if close.is_empty() {
-        return format!("; the manifests hold none in namespace {}", wanted.namespace);
     }
     let more = if close.len() > NEAR { ", ..." } else { "" };
     let close: Vec<String> = close.iter().take(NEAR).map(ToString::to_string).collect();

@@ -6,7 +6,10 @@ mod text;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
-use moat_policies::{Endpoint, Evaluator, Family, Flow, Judgement, Objects, Traffic, Verdict};
+use moat_policies::{
+    Direction, Endpoint, Evaluator, Family, Flow, Judgement, NamespacedName, NetworkPolicy, Objects, Peer,
+    Peers, Reason, Side, Traffic, Verdict,
+};
 
 use crate::endpoint::{Named, find};
 use crate::input::Input;
@@ -75,6 +78,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let end = |word: &str| find(word, &args.namespace, &manifests, &objects);
     let (source, destination) = (end(&args.source)?, end(&args.destination)?);
     let answers = Answers::ask(&objects, source, destination, &args.port)?;
+    if let Some(pod) = answers.unknown_address(&objects) {
+        output::note(format_args!(
+            "the address of {pod} is not known (status.podIPs), so no ipBlock matches it; in a cluster one may"
+        ));
+    }
     output::print(|out| match args.output {
         Format::Json => json::write(&answers, out),
         Format::Text => text::write(&answers, output::colours(), out),
@@ -103,6 +111,26 @@ impl Answers {
         Ok(Self { source, destination, pairs })
     }
 
+    /// A pod whose missing address may be why the answer is what it is: a side that denies it names an ipBlock.
+    fn unknown_address(&self, objects: &Objects) -> Option<NamespacedName> {
+        let Answer { flow, verdict, .. } = self.deciding();
+        let names_block = |side: &Side| match &side.reason {
+            Reason::NoRule { isolating, .. } => isolating
+                .iter()
+                .filter_map(|name| objects.policies().get(name))
+                .any(|p| has_block(p, side.direction)),
+            _ => false,
+        };
+        [(&verdict.egress, &flow.destination), (&verdict.ingress, &flow.source)]
+            .into_iter()
+            .filter(|(side, _)| names_block(side))
+            .find_map(|(_, peer)| match peer {
+                Endpoint::Pod(name) => objects.pods().get(name).filter(|pod| pod.addresses.is_empty()),
+                Endpoint::Address(_) => None,
+            })
+            .map(|pod| pod.name.clone())
+    }
+
     fn allowed(&self) -> bool {
         self.pairs.iter().all(|p| p.verdict.allowed)
     }
@@ -111,6 +139,14 @@ impl Answers {
     fn deciding(&self) -> &Answer {
         self.pairs.iter().find(|p| !p.verdict.allowed).unwrap_or(&self.pairs[0])
     }
+}
+
+fn has_block(policy: &NetworkPolicy, direction: Direction) -> bool {
+    let peers = policy.rules(direction).unwrap_or_default().iter().map(|rule| &rule.peers);
+    peers
+        .filter_map(|peers| if let Peers::Of(list) = peers { Some(list) } else { None })
+        .flatten()
+        .any(|peer| matches!(peer, Peer::Block(_)))
 }
 
 fn answer(evaluator: &Evaluator<'_>, flow: Flow) -> Result<Answer> {
