@@ -156,18 +156,14 @@ impl NetworkConfig {
         Ok(Expected { addresses: ips.iter().map(|ip| ip.address.addr()).collect(), gateways })
     }
 
-    /// `cni.dev/valid-attachments`: what GC must keep.
-    pub fn valid_attachments(&self) -> Result<Vec<ValidAttachment>, CniError> {
+    /// `cni.dev/valid-attachments`: what GC must keep. `None` where the runtime handed no list over: that is not
+    /// an empty one, by which every attachment would go.
+    pub fn valid_attachments(&self) -> Result<Option<Vec<ValidAttachment>>, CniError> {
         match &self.valid_attachments {
-            // A missing list is not an empty one: nothing is removed on a guess.
-            None => Err(CniError::new(
-                code::INVALID_CONFIG,
-                "the field cni.dev/valid-attachments is missing",
-                "GC removes what is not in that list; an empty list removes everything",
-            )),
+            None => Ok(None),
             // What a Go runtime writes for an empty list.
-            Some(Value::Null) => Ok(Vec::new()),
-            Some(list) => Vec::deserialize(list).map_err(|error| {
+            Some(Value::Null) => Ok(Some(Vec::new())),
+            Some(list) => Vec::deserialize(list).map(Some).map_err(|error| {
                 CniError::new(
                     code::DECODING_FAILURE,
                     "the field cni.dev/valid-attachments cannot be read",
@@ -389,9 +385,16 @@ mod tests {
             let text = format!(r#"{{"cniVersion":"1.1.0","name":"n"{field}}}"#);
             NetworkConfig::parse(text.as_bytes(), Verb::Gc).unwrap().valid_attachments()
         };
-        assert_eq!(gc("").unwrap_err().code, code::INVALID_CONFIG);
-        assert_eq!(gc(r#","cni.dev/valid-attachments":[]"#).unwrap(), []);
-        assert_eq!(gc(r#","cni.dev/valid-attachments":null"#).unwrap(), []);
-        assert_eq!(gc(r#","cni.dev/attachments":[{"containerID":"c","ifname":"eth0"}]"#).unwrap().len(), 1);
+        assert_eq!(gc("").unwrap(), None);
+        assert_eq!(gc(r#","cni.dev/valid-attachments":[]"#).unwrap(), Some(Vec::new()));
+        assert_eq!(gc(r#","cni.dev/valid-attachments":null"#).unwrap(), Some(Vec::new()));
+        assert_eq!(
+            gc(r#","cni.dev/attachments":[{"containerID":"c","ifname":"eth0"}]"#).unwrap().unwrap().len(),
+            1
+        );
+        assert_eq!(
+            gc(r#","cni.dev/valid-attachments":[{"id":"c"}]"#).unwrap_err().code,
+            code::DECODING_FAILURE
+        );
     }
 }

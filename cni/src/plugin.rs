@@ -91,10 +91,14 @@ fn execute(
             }))
             .map(|_| None)
         }
-        Verb::Gc => {
-            let valid = config.valid_attachments()?;
-            ask(Command::Gc(Gc { network: config.name.clone(), valid })).map(|_| None)
-        }
+        Verb::Gc => match config.valid_attachments()? {
+            Some(valid) => ask(Command::Gc(Gc { network: config.name.clone(), valid })).map(|_| None),
+            // The reference library does this when its caller has no list; it has then removed what it knew of by DEL.
+            None => {
+                eprintln!("moat-cni: no cni.dev/valid-attachments in the configuration: nothing is removed");
+                Ok(None)
+            }
+        },
         // The specification has a code of its own for STATUS: the question is not worth trying again, the answer is no.
         Verb::Status => match ask(Command::Status(Status { network: config.name.clone() })) {
             Err(error) if error.code == code::TRY_AGAIN => {

@@ -258,7 +258,16 @@ fn each_mistake_of_a_runtime_has_its_code() {
     let mut chained = good.clone();
     chained["prevResult"] = json!({"cniVersion": "1.1.0", "ips": []});
     pod("ADD", &chained.to_string()).fails_with(7);
-    pod("GC", &stdin).fails_with(7);
+    // Without a list of what is valid nothing is removed, and nobody asked.
+    let run = pod("GC", &stdin);
+    assert!(
+        run.success && run.stdout.is_empty() && run.stderr.contains("nothing is removed"),
+        "{}",
+        run.stdout
+    );
+    let mut broken = good.clone();
+    broken["cni.dev/valid-attachments"] = json!("all");
+    pod("GC", &broken.to_string()).fails_with(6);
     let mut masquerade = good;
     masquerade["ipMasq"] = json!(true);
     let error = pod("ADD", &masquerade.to_string()).fails_with(2);

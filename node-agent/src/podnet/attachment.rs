@@ -4,8 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+use moat_cni::protocol::{Address, Attached};
 use moat_policies::NamespacedName;
 use serde::{Deserialize, Serialize};
+
+use super::wire;
 
 /// What every host end's name begins with; eleven hex digits follow.
 pub const IFNAME_PREFIX: &str = "moat";
@@ -100,6 +103,20 @@ impl Attachment {
     /// The pod's namespaced name.
     pub fn pod(&self) -> NamespacedName {
         NamespacedName::new(self.pod_namespace.as_str(), self.pod_name.as_str())
+    }
+
+    /// What ADD answers about it.
+    pub fn attached(&self) -> Attached {
+        Attached {
+            host_ifname: self.host_ifname.clone(),
+            host_mac: format_mac(self.host_mac),
+            pod_mac: format_mac(self.pod_mac),
+            mtu: self.mtu,
+            addresses: self
+                .addresses()
+                .map(|address| Address { address, gateway: wire::gateway(address) })
+                .collect(),
+        }
     }
 
     /// The pod's addresses, IPv4 first.
