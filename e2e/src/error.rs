@@ -97,6 +97,12 @@ pub enum LabError {
         /// Some of them, one a line.
         examples: String,
     },
+    /// No socket there.
+    #[error(
+        "{} is too long for a socket's path (107 bytes): set XDG_RUNTIME_DIR to a shorter folder, or use shorter names",
+        .0.display()
+    )]
+    LongPath(PathBuf),
     /// The Node objects are not those of the running lab.
     #[error(
         "the nodes are no longer those that the lab was built with: `moat lab down`, then `moat lab up` again"

@@ -1,6 +1,6 @@
 //! What a person's command does: start a keeper, ask it, end it. Ctrl-C ends the lab of a command that has not finished.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -191,7 +191,13 @@ fn ask(state: &StateDir, request: &Request, progress: Progress<'_>) -> Result<Re
         stream.write_all(&line)?;
         Ok(stream)
     };
-    let stream = talk().trying(|| format!("cannot talk to the lab on {}", socket.display()))?;
+    let stream = match talk() {
+        // It is about to end, or not yet up.
+        Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
+            return Err(LabError::NotUp(state.name()));
+        }
+        talked => talked.trying(|| format!("cannot talk to the lab on {}", socket.display()))?,
+    };
     match last_event(&mut BufReader::new(stream), progress)? {
         Some(Event::Report(report)) => Ok(report),
         Some(Event::Failed(why)) => Err(LabError::Told(why)),

@@ -20,6 +20,10 @@ pub(crate) const SOCKET: &str = "control.sock";
 /// What the front writes to the keeper's stdin when the lab is to outlive it.
 pub(crate) const STAY: &str = "stay";
 
+/// How often the folder is looked at for pods that came or went. (Policies and labels are the agents' to see, and they see them
+/// at once; a probe looks first, too.)
+const FOLLOW_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What the keeper tells, one a line of JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,10 +74,15 @@ async fn run(options: Options, state: StateDir) -> Result<(), LabError> {
     let listener = UnixListener::bind(&socket).trying(|| format!("cannot listen on {}", socket.display()))?;
     say(&Event::Ready(lab.info()));
     loop {
-        let (stream, _) = listener.accept().await.trying(|| "cannot answer".into())?;
-        // One at a time: two at once would be in each other's packets' way.
-        if let Err(error) = answer(&mut lab, stream).await {
-            eprintln!("a request was not answered: {error}");
+        // One thing at a time: two probes at once would be in each other's packets' way.
+        match tokio::time::timeout(FOLLOW_EVERY, listener.accept()).await {
+            Err(_elapsed) => lab.follow().await,
+            Ok(accepted) => {
+                let (stream, _) = accepted.trying(|| "cannot answer".into())?;
+                if let Err(error) = answer(&mut lab, stream).await {
+                    eprintln!("a request was not answered: {error}");
+                }
+            }
         }
     }
 }

@@ -84,6 +84,10 @@ pub(crate) struct Lab {
     origin: Origin,
     pods: BTreeMap<NamespacedName, PodRoom>,
     world: Vec<WorldHost>,
+    /// The servers of the pods and of the world, and who probes them.
+    prober: Option<Prober>,
+    /// How many cells there were when all of them passed.
+    baseline: usize,
     /// Built. An agent that ends before that is an error; one that ends later leaves a node that can be probed.
     up: bool,
 }
@@ -102,6 +106,7 @@ impl Lab {
             manifests: vec![state.join("manifests"), state.join("nodes")],
             pod_status: state.join("pods"),
         };
+        check_socket_length(&state, &nodes)?;
         for folder in ["nodes", "pods", "baseline", "node"] {
             let path = state.join(folder);
             fs::create_dir_all(&path).trying(|| format!("cannot make {}", path.display()))?;
@@ -122,15 +127,28 @@ impl Lab {
         let fabric = Fabric::build(&nodes, &world).await?;
         let mut rooms = Vec::with_capacity(nodes.len());
         for (node, space) in nodes.into_iter().zip(fabric.nodes()) {
-            let folder = state.join("node").join(&*node.name);
+            let folder = agent_folder(&state, &node.name);
             let agent =
                 Agent::start(&options.programs.agent, &node.name, space.clone(), folder, &sources).await?;
             rooms.push(NodeRoom { node, space: space.clone(), agent });
         }
         let pods = BTreeMap::new();
-        let mut lab = Self { options, state, sources, fabric, nodes: rooms, origin, pods, world, up: false };
+        let mut lab = Self {
+            options,
+            state,
+            sources,
+            fabric,
+            nodes: rooms,
+            origin,
+            pods,
+            world,
+            prober: None,
+            baseline: 0,
+            up: false,
+        };
         lab.wait_until_applied().await?;
         lab.bring_up_to_date(&placed, tell).await?;
+        lab.wait_until_applied().await?;
         lab.baseline(&loaded, &placed, tell).await?;
         tell("policies: waiting until they are in force on every node");
         point_to(&lab.state, &lab.options.folder)?;
@@ -140,15 +158,13 @@ impl Lab {
     }
 
     /// Before any policy: every packet passes, or else the network is broken and a denied cell would mean nothing.
-    async fn baseline(&self, loaded: &Loaded, placed: &[Placed], tell: Tell<'_>) -> Result<(), LabError> {
+    async fn baseline(&mut self, loaded: &Loaded, placed: &[Placed], tell: Tell<'_>) -> Result<(), LabError> {
         let hosts = self.hosts(placed);
         let cells = cells(&hosts);
         tell(&format!("{} probes with no policy in force: all must pass", cells.len()));
         let objects = predict::with_places(&loaded.objects, placed, &hosts, true);
         let predicted = predict::predict(&objects, &hosts, &cells)?;
-        let prober = self.prober(&hosts).await?;
-        let probed = prober.probe_with_second_try(&cells, &predicted).await;
-        let (observed, _) = probed.trying(|| "cannot probe".into())?;
+        let (observed, _) = self.observe(&hosts, &cells, &predicted).await?;
         let broken: Vec<String> = cells
             .iter()
             .zip(&observed)
@@ -156,6 +172,7 @@ impl Lab {
             .map(|(cell, seen)| format!("  {}: {seen}", Named(cell, &hosts)))
             .collect();
         if broken.is_empty() {
+            self.baseline = cells.len();
             return Ok(());
         }
         let examples = broken[..broken.len().min(10)].join("\n");
@@ -165,12 +182,9 @@ impl Lab {
     /// Reads the folder as it is now, brings the pods up to date with it, waits until that is enforced, and probes everything.
     pub(crate) async fn probe(&mut self, with_expected: bool, tell: Tell<'_>) -> Result<Report, LabError> {
         let loaded = folder::load(&[self.options.folder.clone(), self.state.join("nodes")])?;
-        self.check_nodes(&loaded.objects)?;
-        let already = self.pods.iter().map(|(name, room)| (name.clone(), room.node.clone())).collect();
-        let nodes: Vec<Node> = self.node_objects();
-        let placed = topology::place(&loaded.objects, &nodes, &already)?;
         let mut notes = loaded.warnings.clone();
-        notes.extend(self.bring_up_to_date(&placed, tell).await?);
+        let placed = self.place_pods(&loaded, tell).await?;
+        notes.extend(self.wait_until_applied().await?);
         let hosts = self.hosts(&placed);
         let cells = cells(&hosts);
         let objects = predict::with_places(&loaded.objects, &placed, &hosts, false);
@@ -185,23 +199,43 @@ impl Lab {
         let (observed, retried) = self.observe(&hosts, &cells, &predicted).await?;
         let mut report = Report::new(&hosts, &cells, &predicted, observed, &expected);
         report.retried = retried;
+        report.baseline = self.baseline;
         report.notes = notes;
         Ok(report)
     }
 
+    /// Brings the pods up to date with what was loaded.
+    async fn place_pods(&mut self, loaded: &Loaded, tell: Tell<'_>) -> Result<Vec<Placed>, LabError> {
+        self.check_nodes(&loaded.objects)?;
+        let already = self.pods.iter().map(|(name, room)| (name.clone(), room.node.clone())).collect();
+        let placed = topology::place(&loaded.objects, &self.node_objects(), &already)?;
+        self.bring_up_to_date(&placed, tell).await?;
+        Ok(placed)
+    }
+
     async fn observe(
-        &self,
+        &mut self,
         hosts: &[Host],
         cells: &[Cell],
         predicted: &[bool],
     ) -> Result<(Vec<Observed>, usize), LabError> {
-        let prober = self.prober(hosts).await?;
-        prober.probe_with_second_try(cells, predicted).await.trying(|| "cannot probe".into())
+        let prober = match self.prober.take() {
+            Some(running) if running.hosts().eq(hosts) => running,
+            other => {
+                if let Some(outdated) = other {
+                    outdated.stop().await;
+                }
+                self.start_prober(hosts).await?
+            }
+        };
+        let probed = prober.probe_with_second_try(cells, predicted).await;
+        // It goes on serving, for whoever looks around in the lab.
+        self.prober = Some(prober);
+        probed.trying(|| "cannot probe".into())
     }
 
-    /// Adds the pods that are missing, removes those that are no longer there, and waits until every agent that runs has applied the
-    /// folders. Returns what there is to say about agents that do not run.
-    async fn bring_up_to_date(&mut self, placed: &[Placed], tell: Tell<'_>) -> Result<Vec<String>, LabError> {
+    /// Adds the pods that are missing, and removes those that are no longer there.
+    async fn bring_up_to_date(&mut self, placed: &[Placed], tell: Tell<'_>) -> Result<(), LabError> {
         let wanted: BTreeMap<&NamespacedName, &Placed> = placed.iter().map(|p| (&p.pod.name, p)).collect();
         let gone: Vec<NamespacedName> = self
             .pods
@@ -213,6 +247,12 @@ impl Lab {
             })
             .map(|(name, _)| name.clone())
             .collect();
+        if !gone.is_empty() {
+            // Its servers hold on to the pods' namespaces.
+            if let Some(prober) = self.prober.take() {
+                prober.stop().await;
+            }
+        }
         for name in gone {
             self.remove_pod(&name).await?;
         }
@@ -226,14 +266,28 @@ impl Lab {
             let (room, add) = self.start_pod(p)?;
             adds.push((p.pod.name.clone(), room, add));
         }
+        let mut failed = Ok(());
         for (name, mut room, add) in adds {
-            if let Some(add) = add {
-                room.addresses = add.await.trying(|| "a task ended early".into())??;
+            let added = match add {
+                Some(add) => add.await.trying(|| "a task ended early".into()).flatten(),
+                None => Ok(std::mem::take(&mut room.addresses)),
+            };
+            match added {
+                Ok(addresses) => {
+                    room.addresses = addresses;
+                    self.write_status(&name, &room)?;
+                    self.pods.insert(name, room);
+                }
+                Err(error) => {
+                    // As a runtime does: what an ADD left half done is for DEL to undo.
+                    if let Some(sandbox) = &room.sandbox {
+                        let _ = discard(sandbox).await;
+                    }
+                    failed = Err(error);
+                }
             }
-            self.write_status(&name, &room)?;
-            self.pods.insert(name, room);
         }
-        self.wait_until_applied().await
+        failed
     }
 
     /// A room for the pod, and its ADD on the way; none for a pod in its node's network, whose addresses are the node's.
@@ -264,11 +318,7 @@ impl Lab {
     async fn remove_pod(&mut self, name: &NamespacedName) -> Result<(), LabError> {
         let Some(room) = self.pods.remove(name) else { return Ok(()) };
         if let Some(sandbox) = &room.sandbox {
-            sandbox.del().await?;
-            let netns = &sandbox.netns;
-            rustix::mount::unmount(netns, rustix::mount::UnmountFlags::DETACH)
-                .trying(|| format!("cannot unmount {}", netns.display()))?;
-            fs::remove_file(netns).trying(|| format!("cannot remove {}", netns.display()))?;
+            discard(sandbox).await?;
         }
         let status = self.status_file(name);
         fs::remove_file(&status).trying(|| format!("cannot remove {}", status.display()))
@@ -324,7 +374,7 @@ impl Lab {
         topology::hosts(placed, &self.node_objects(), &self.world, &addresses)
     }
 
-    async fn prober(&self, hosts: &[Host]) -> Result<Prober, LabError> {
+    async fn start_prober(&self, hosts: &[Host]) -> Result<Prober, LabError> {
         let mut stations = Vec::with_capacity(hosts.len());
         for host in hosts {
             let space = match &host.endpoint {
@@ -335,6 +385,14 @@ impl Lab {
             stations.push(Station { host: host.clone(), space: space.clone() });
         }
         Prober::start(stations).await.trying(|| "cannot start the servers of the pods".into())
+    }
+
+    /// Adds and removes pods as the folder says. What cannot be done is for the next probe to tell: the folder may be half edited.
+    pub(crate) async fn follow(&mut self) {
+        let Ok(loaded) = folder::load(&[self.options.folder.clone(), self.state.join("nodes")]) else {
+            return;
+        };
+        let _ = self.place_pods(&loaded, &|_| {}).await;
     }
 
     /// Where everything is.
@@ -351,7 +409,7 @@ impl Lab {
                     addresses: texts(&topology::node_addresses(&room.node)),
                     target: room.space.thread_id(),
                     agent: i32::try_from(room.agent.pid()).unwrap_or_default(),
-                    log: self.state.join("node").join(&*room.node.name).join("agent.log"),
+                    log: agent_folder(&self.state, &room.node.name).join("agent.log"),
                 })
                 .collect(),
             pods: self
@@ -366,6 +424,16 @@ impl Lab {
                 .collect(),
         }
     }
+}
+
+/// Detaches a pod from the network, and takes its namespace's path away.
+async fn discard(sandbox: &Sandbox) -> Result<(), LabError> {
+    let deleted = sandbox.del().await;
+    let netns = &sandbox.netns;
+    rustix::mount::unmount(netns, rustix::mount::UnmountFlags::DETACH)
+        .trying(|| format!("cannot unmount {}", netns.display()))?;
+    fs::remove_file(netns).trying(|| format!("cannot remove {}", netns.display()))?;
+    deleted
 }
 
 type Adding = tokio::task::JoinHandle<Result<Vec<IpAddr>, LabError>>;
@@ -409,6 +477,23 @@ pub struct PodInfo {
     pub addresses: Vec<String>,
     /// What `nsenter --target` takes.
     pub target: i32,
+}
+
+/// A Unix socket's path has to fit into 107 bytes.
+fn check_socket_length(state: &StateDir, nodes: &[Node]) -> Result<(), LabError> {
+    let longest = nodes
+        .iter()
+        .map(|n| agent_folder(state, &n.name).join("run/agent.sock"))
+        .max_by_key(|p| p.as_os_str().len());
+    match longest {
+        Some(path) if path.as_os_str().len() > 107 => Err(LabError::LongPath(path)),
+        _ => Ok(()),
+    }
+}
+
+/// Where a node's agent has its log, its state and its socket.
+fn agent_folder(state: &StateDir, node: &str) -> PathBuf {
+    state.join("node").join(node)
 }
 
 /// Of what was loaded, what is not of the lab's own making.

@@ -52,6 +52,9 @@ pub fn text(report: &Report, colour: Colour) -> String {
     if differing.len() > NAMED {
         let _ = writeln!(out, "{}", colour.red(&format!("… and {} more", differing.len() - NAMED)));
     }
+    if report.baseline > 0 {
+        let _ = writeln!(out, "With no policy in force, all {} cells passed. With them:", report.baseline);
+    }
     let _ = writeln!(out, "{}", summary(report, differing.len(), colour));
     out
 }
@@ -166,6 +169,7 @@ mod tests {
                 cell("shop/web-0", "shop/db-0", 0, false, observed),
                 cell("shop/db-0", "shop/web-0", 80, false, Observed::Denied),
             ],
+            baseline: 3,
             retried: 0,
             notes: vec![],
         }
@@ -179,6 +183,7 @@ DESTINATION    TRAFFIC   IP      1   2
  1 shop/web-0  80/TCP    v4      \\  --
  2 shop/db-0   5432/TCP  v4     ++   \\
                ICMP      v4     --   \\
+With no policy in force, all 3 cells passed. With them:
 3 cells, 1 allowed, 2 denied: prediction and packets agree on all of them
 ";
         assert_eq!(text(&report(Observed::Denied), Colour::Off), expected);

@@ -105,6 +105,9 @@ pub struct Report {
     pub hosts: Vec<ReportHost>,
     /// All cells, by source, destination, family and traffic.
     pub cells: Vec<ReportCell>,
+    /// How many cells there were when the lab was built, all of which passed with no policy in force; 0 where no
+    /// packets were sent.
+    pub baseline: usize,
     /// How many cells that should pass needed a second, longer try.
     pub retried: usize,
     /// What a reader should know besides: warnings, agents that do not run.
@@ -138,7 +141,13 @@ impl Report {
             }
         });
         let cells = cells.collect();
-        Self { hosts: hosts.iter().map(report_host).collect(), cells, retried: 0, notes: Vec::new() }
+        Self {
+            hosts: hosts.iter().map(report_host).collect(),
+            cells,
+            baseline: 0,
+            retried: 0,
+            notes: Vec::new(),
+        }
     }
 
     /// The cells where prediction, packets and expectation are not all the same.

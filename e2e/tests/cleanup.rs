@@ -1,5 +1,7 @@
 //! Nothing stays behind: not after Ctrl-C, not after kill -9 of whatever one likes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! A lab that is up follows its folder.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Would the lab notice? One element, jump or verdict in the kernel is changed behind the agent's back.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod common;
 
 use std::process::Command;

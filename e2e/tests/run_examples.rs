@@ -1,5 +1,7 @@
 //! Every recipe as a lab: packets, engine and what a person wrote are the same.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The lab without root, where the kernel lets users make namespaces.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod common;
 
 use std::fs;

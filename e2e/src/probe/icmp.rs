@@ -60,8 +60,8 @@ pub(super) async fn ask(from: IpAddr, to: IpAddr, number: u64, wait: Duration) -
 fn request(from: IpAddr, number: u64) -> [u8; HEADER + PAYLOAD] {
     let mut bytes = [0; HEADER + PAYLOAD];
     bytes[0] = types(from).0;
-    // Identifier and sequence number: together unlike those of any probe of the last minutes, for conntrack's sake.
-    bytes[4..8].copy_from_slice(&number.to_be_bytes()[4..]);
+    // To conntrack the identifier is what ports are elsewhere, and numbers count up: each probe is a flow of its own.
+    bytes[4..6].copy_from_slice(&number.to_be_bytes()[6..]);
     bytes[HEADER..].copy_from_slice(&payload(number));
     if from.is_ipv4() {
         let sum = checksum(&bytes);

@@ -78,6 +78,7 @@ fn packets_tell_allowed_from_denied_from_half_way() {
         nft(b, "add chain inet t out { type filter hook output priority 0; }").await;
         nft(b, "add rule inet t out ip daddr 10.77.0.3 icmp type echo-reply drop").await;
         for (cell, seen) in cells.iter().zip(prober.probe(&cells, FIRST_WAIT).await.unwrap()) {
+            let seen = seen.observed;
             let name = Named(cell, &hosts).to_string();
             match &*name {
                 "test/a -> test/b 80/TCP IPv4" => assert_eq!(seen, Observed::Denied, "{name}"),
@@ -90,5 +91,6 @@ fn packets_tell_allowed_from_denied_from_half_way() {
                 _ => assert_eq!(seen, Observed::Allowed, "{name}"),
             }
         }
+        prober.stop().await;
     });
 }
