@@ -24,7 +24,9 @@ fn main() {
     for (count, chains) in [(100, 0), (100_000, 0), (100_000, 1000)] {
         in_namespace(move || one_address(count, chains));
     }
-    in_namespace(|| one_range(1000));
+    for count in [1000, 10_000] {
+        in_namespace(move || one_range(count));
+    }
     for pods in [0, 110, 250] {
         in_namespace(move || one_pod(pods));
     }

@@ -182,3 +182,35 @@ impl fmt::Display for Tuple {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn detail() -> impl Strategy<Value = Detail> {
+        prop_oneof![
+            any::<(u16, u16)>().prop_map(|(source, destination)| Detail::Ports { source, destination }),
+            any::<(u8, u8, u16)>().prop_map(|(kind, code, id)| Detail::Icmp { kind, code, id }),
+            Just(Detail::None),
+        ]
+    }
+
+    fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
+        prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (a.into(), b.into())),
+            any::<([u8; 16], [u8; 16])>().prop_map(|(a, b)| (a.into(), b.into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip((source, destination) in addresses(), protocol: u8, detail in detail()) {
+            let tuple = Tuple { source, destination, protocol, detail };
+            let mut writer = Writer::default();
+            tuple.encode(&mut writer, 1);
+            let attr = Attrs::new(writer.bytes()).find(1).unwrap();
+            prop_assert_eq!(Tuple::decode(attr.nested()), Some(tuple));
+        }
+    }
+}

@@ -118,3 +118,44 @@ fn hardware_address(bytes: &[u8]) -> Option<&[u8]> {
     let length = u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?);
     bytes.get(4..)?.get(..usize::from(length))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Writer;
+
+    #[test]
+    fn every_field_has_its_place() {
+        let mut w = Writer::default();
+        let open = w.open(message_type(subsystem::LOG, PACKET), 0, 0, 2, 77);
+        w.attr(1, &[0x08, 0x00, 2, 0]);
+        w.be32(2, 0x1234);
+        w.attr(3, &[5u64.to_be_bytes(), 7u64.to_be_bytes()].concat());
+        w.be32(4, 3);
+        w.be32(5, 4);
+        w.attr(8, &[0, 6, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0]);
+        w.attr(9, b"payload");
+        w.string(10, "policy: web");
+        w.be32(11, 1000);
+        w.be32(12, 42);
+        w.attr(16, b"header");
+        w.close(open).unwrap();
+        let expected = Packet {
+            group: 77,
+            family: 2,
+            protocol: 0x0800,
+            hook: 2,
+            mark: 0x1234,
+            timestamp: Some(Duration::new(5, 7000)),
+            indev: Some(3),
+            outdev: Some(4),
+            hardware_address: Some(&[1, 2, 3, 4, 5, 6]),
+            hardware_header: Some(b"header"),
+            prefix: "policy: web",
+            payload: b"payload",
+            seq: Some(42),
+            uid: Some(1000),
+        };
+        assert_eq!(Packets::new(w.bytes()).collect::<Vec<_>>(), [expected]);
+    }
+}

@@ -5,11 +5,14 @@ mod batch;
 mod chain;
 mod dump;
 mod events;
+mod field;
 mod info;
 mod key;
 mod message;
 mod name;
 mod operation;
+#[cfg(test)]
+mod round_trip;
 mod rule;
 mod set;
 mod socket;
@@ -23,8 +26,9 @@ pub use batch::Batch;
 pub use chain::{Base, Chain, ChainType, Hook, Policy};
 pub use dump::Listing;
 pub use events::{Assembler, Commit, Event, Events};
+pub use field::{Field, KeyType};
 pub use info::{BaseInfo, ChainInfo, ElementView, RuleInfo, SetInfo, TableInfo};
-pub use key::{Field, Key, KeyType, Value};
+pub use key::{Key, Value};
 pub use name::{Family, IfName, Ref, TableId};
 pub use operation::{Object, Operation, Verb};
 pub use rule::{Position, Rule};
@@ -45,4 +49,21 @@ fn expression(writer: &mut Writer, kind: &str, content: impl FnOnce(&mut Writer)
         w.string(1, kind);
         w.nest(2, content);
     });
+}
+
+/// Runs every decoder of the module over a message, for the tests of what they survive.
+#[cfg(test)]
+pub(crate) fn decode_any(message: &crate::wire::Message<'_>) {
+    let _ = TableInfo::decode(message);
+    let _ = ChainInfo::decode(message);
+    let _ = SetInfo::decode(message).map(|set| set.declaration());
+    let _ = RuleInfo::decode(message).map(|rule| (rule.counter(), rule.expression_names().len()));
+    let _ = Operation::of(message).map(|operation| operation.to_string());
+    for list in message.attrs() {
+        for element in list.nested() {
+            let set = Set::new("set", Field::Ipv4Addr).verdict_map();
+            let _ = ElementView::decode(element.nested()).map(|view| view.element(&set));
+        }
+    }
+    socket::decode_any(message);
 }

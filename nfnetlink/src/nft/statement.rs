@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::key::REGISTERS;
+use super::field::REGISTERS;
 use super::name::encode_name;
 use super::{IfName, Source, Value, Verdict, expression};
 use crate::EncodeError;
