@@ -3,11 +3,14 @@
 //! The lab itself needs nothing: moat speaks to the kernel without helpers. The tests call other people's programs
 //! to hear from an independent party what we wrote.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{cache, check, find};
+use crate::process::{cache, check, find, in_words};
 
 /// A program, the Debian and Ubuntu package that has it, and what it is for.
 struct Need {
@@ -19,15 +22,14 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need { program: "nft", package: "nftables", why: "reads our tables back, as an independent party" },
     Need { program: "ip", package: "iproute2", why: "shows links, addresses and routes to the tests" },
-    Need { program: "conntrack", package: "conntrack", why: "shows connection entries to the tests" },
     Need { program: "go", package: "golang-go", why: "builds cnitool" },
 ];
 
-/// The CNI project's own client. The newer one speaks CNI 1.1; the older one, CNI up to 1.0, is the last that Debian
-/// 12's Go can build.
-const CNITOOL: &str = "github.com/containernetworking/cni/cnitool";
-const CNITOOL_VERSION: &str = "v1.3.0";
-const CNITOOL_BEFORE_GO_1_21: &str = "v1.1.2";
+/// The CNI project's own client.
+const CNITOOL: &str = "github.com/containernetworking/cni/cnitool@v1.3.0";
+/// The oldest Go that builds it, and the one to fetch where the system's is older, as Debian 12's is.
+const OLDEST_GO: u32 = 21;
+const NEWER_GO: &str = "go1.25.0";
 
 /// Installs what is missing, or says what to install.
 pub(crate) fn run() -> Result<ExitCode> {
@@ -77,27 +79,42 @@ fn rootly() -> bool {
 }
 
 fn build_cnitool() -> Result<()> {
-    let go = find("go").context("go is not where its package puts it")?;
-    let said = Command::new(&go).args(["env", "GOVERSION"]).output().context("cannot run go")?;
-    let version = match go_minor(&String::from_utf8_lossy(&said.stdout)) {
-        Some(minor) if minor < 21 => CNITOOL_BEFORE_GO_1_21,
-        _ => CNITOOL_VERSION,
-    };
+    let mut go = find("go").context("go is not where its package puts it")?;
     let bin = cache()?.join("bin");
     std::fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
+    if go_minor(&said(Command::new(&go).args(["env", "GOVERSION"]))?).is_some_and(|minor| minor < OLDEST_GO) {
+        go = newer_go(&go)?;
+    }
     // Outside of any Go module, whatever the folder that we were called in.
-    check(
-        Command::new(go)
-            .args(["install", &format!("{CNITOOL}@{version}")])
-            .env("GOBIN", &bin)
-            .env("CGO_ENABLED", "0")
-            .current_dir(&bin),
-    )
+    let mut install = Command::new(go);
+    install.args(["install", CNITOOL]).env("GOBIN", &bin).env("CGO_ENABLED", "0").current_dir(&bin);
+    check(&mut install)
+}
+
+/// A newer Go, fetched by the old one. Go's releases are modules too, which any Go downloads and checks against the public
+/// checksum database; but only newer ones know that the files in there are programs.
+fn newer_go(go: &Path) -> Result<PathBuf> {
+    let arch = said(Command::new(go).args(["env", "GOARCH"]))?;
+    let module = format!("golang.org/toolchain@v0.0.1-{NEWER_GO}.linux-{arch}");
+    check(Command::new(go).args(["mod", "download", &module]).current_dir("/"))?;
+    let folder = Path::new(&said(Command::new(go).args(["env", "GOMODCACHE"]))?).join(module);
+    for programs in [folder.join("bin"), folder.join(format!("pkg/tool/linux_{arch}"))] {
+        for file in std::fs::read_dir(&programs).with_context(|| programs.display().to_string())? {
+            std::fs::set_permissions(file?.path(), Permissions::from_mode(0o555))?;
+        }
+    }
+    Ok(folder.join("bin/go"))
+}
+
+/// What a program prints, without the line's end.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {}", in_words(command)))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// 19 from `go1.19.8`.
 fn go_minor(version: &str) -> Option<u32> {
-    let rest = version.trim().strip_prefix("go1.")?;
+    let rest = version.strip_prefix("go1.")?;
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
@@ -107,7 +124,7 @@ mod tests {
 
     #[test]
     fn go_versions() {
-        assert_eq!(go_minor("go1.19.8\n"), Some(19));
+        assert_eq!(go_minor("go1.19.8"), Some(19));
         assert_eq!(go_minor("go1.26"), Some(26));
         assert_eq!(go_minor("go1.27rc1"), Some(27));
         assert_eq!(go_minor("devel +abc"), None);
