@@ -130,9 +130,11 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Whether a process of this number runs. One that has ended and that nobody has asked about yet (an orphan whose init is
-/// slow) does not.
+/// Whether a process of this number runs. One that has ended, all of its threads too, and that nobody has asked about yet
+/// (an orphan whose init is slow) does not.
 pub fn exists(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    let zombie = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'));
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map(Iterator::count).unwrap_or_default();
+    threads > 1 || !zombie
 }
