@@ -15,8 +15,10 @@ pub(crate) enum Bench {
     Engine,
     /// Elements, sets and pods into the kernel through netlink
     Netlink,
-    /// Connections and packets between two pods, with and without policy
+    /// Connections and packets between two pods, with and without policy; root only
     Datapath,
+    /// A pod's interface, from the runtime's ADD to its answer
+    Cni,
 }
 
 impl Bench {
@@ -24,7 +26,8 @@ impl Bench {
         match self {
             Bench::Engine => &["bench", "-p", "moat-policies", "--bench", "*"],
             Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
-            Bench::Datapath => &["bench", "-p", "moat-agent", "--bench", "*"],
+            Bench::Datapath => &["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"],
+            Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
         }
     }
 }
