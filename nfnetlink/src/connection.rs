@@ -72,7 +72,12 @@ impl Connection {
     /// netfilter does its work inside the system call.
     pub(crate) fn send(&mut self, parts: &[&[u8]], doing: &'static str) -> Result<(), Error> {
         // Answers that an earlier request left behind, because it failed half-way.
-        while self.stale && self.receive(doing, false)?.is_some() {}
+        while self.stale {
+            match self.receive(doing, false) {
+                Ok(_) | Err(Error::Overrun { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         self.send_only(parts, doing)
     }
 

@@ -1,6 +1,8 @@
 //! A batch: the messages of one transaction, which the kernel puts in force all at once or not at all.
 
-use super::{Chain, Element, Operation, Position, Ref, Rule, Set, Table, TableId, encode_name, message};
+use super::{
+    Chain, Element, Family, Operation, Position, Ref, Rule, Set, Table, TableId, encode_name, message,
+};
 use crate::EncodeError;
 use crate::wire::{HEADER, Message, Messages, Writer, align, flags, message_type, subsystem};
 
@@ -56,6 +58,12 @@ impl Batch {
     /// Deletes a table and all it holds.
     pub fn delete_table(&mut self, table: &TableId) -> Result<(), EncodeError> {
         self.push(message::DEL_TABLE, 0, table, |w| encode_name(w, 1, &table.name))
+    }
+
+    /// Deletes the table with this handle, and all it holds.
+    pub fn delete_table_by_handle(&mut self, family: Family, handle: u64) -> Result<(), EncodeError> {
+        let nameless = TableId::new(family, "");
+        self.push(message::DEL_TABLE, 0, &nameless, |w| w.be64(4, handle))
     }
 
     /// Adds a chain; one that exists keeps its rules.

@@ -99,8 +99,12 @@ impl Events {
     /// Opens the socket in the network namespace of the calling thread. Subscribe before listing, so that
     /// nothing falls in between.
     pub fn open() -> Result<Self, Error> {
+        Events::with_room(RECEIVE)
+    }
+
+    fn with_room(receive: usize) -> Result<Self, Error> {
         Ok(Events {
-            connection: Connection::open(GROUP, RECEIVE)?,
+            connection: Connection::open(GROUP, receive)?,
             assembler: Assembler::default(),
             ready: Default::default(),
         })
@@ -144,5 +148,36 @@ impl Events {
 impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::{Batch, Chain, Family, Socket, Table};
+    use crate::support::in_namespace;
+
+    #[test]
+    fn a_flood_is_said_to_be_one() {
+        in_namespace(|| {
+            let mut events = Events::with_room(4096).unwrap();
+            let table = TableId::new(Family::Inet, "moat");
+            let mut socket = Socket::open().unwrap();
+            let mut batch = Batch::new();
+            batch.add_table(&Table::new(table.clone())).unwrap();
+            for chain in 0..1000 {
+                batch.add_chain(&table, &Chain::new(format!("chain{chain}"))).unwrap();
+            }
+            socket.send(&batch, None).unwrap();
+            assert_eq!(events.try_next().unwrap(), Some(Event::Lost));
+            while events.try_next().unwrap().is_some() {}
+
+            // What comes afterwards is heard again.
+            let mut batch = Batch::new();
+            batch.add_chain(&table, &Chain::new("last")).unwrap();
+            let genid = socket.send(&batch, None).unwrap().genid;
+            let Some(Event::Commit(commit)) = events.try_next().unwrap() else { panic!("no commit") };
+            assert_eq!((commit.genid, commit.tables), (genid, BTreeSet::from([table])));
+        });
     }
 }

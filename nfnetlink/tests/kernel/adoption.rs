@@ -134,6 +134,19 @@ fn rules_go_where_they_are_told_and_leave_by_handle() {
         batch.delete_chain(&table(), handle).unwrap();
         socket.send(&batch, None).unwrap();
         assert!(socket.chains(&table()).unwrap().items.is_empty());
+
+        let mut batch = Batch::new();
+        batch.add_set(&table(), &Set::new("s", Field::Ipv4Addr)).unwrap();
+        socket.send(&batch, None).unwrap();
+        let (set, whole) = (socket.sets(&table()).unwrap().items, socket.tables(None).unwrap().items);
+        let mut batch = Batch::new();
+        batch.delete_set(&table(), set[0].handle).unwrap();
+        batch.delete_table_by_handle(Family::Inet, whole[0].handle).unwrap();
+        socket.send(&batch, None).unwrap();
+        assert!(socket.tables(None).unwrap().items.is_empty());
+        let error = socket.send(&batch, None).unwrap_err();
+        let text = format!("the kernel refused to delete set inet moat handle {}: ", set[0].handle);
+        assert!(error.to_string().starts_with(&text), "{error}");
     });
 }
 
@@ -146,6 +159,6 @@ fn listing_what_is_not_there() {
         assert!(error.is_not_found(), "{error}");
         assert!(error.to_string().starts_with("cannot list elements"), "{error}");
         assert!(socket.chains(&table()).unwrap().items.is_empty());
-        println!("{:?} {:?}", socket.sets(&table()), socket.rules(&table(), None));
+        assert!(socket.rules(&table(), None).unwrap().items.is_empty());
     });
 }
