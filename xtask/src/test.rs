@@ -2,34 +2,42 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::{env, io};
 
 use anyhow::{Context, Result};
 
-use crate::process::{cache, cargo, check};
+use crate::process::{binaries, cache, cargo, check};
 use crate::setup;
 use crate::steps::Steps;
 
 /// Sets up, builds, tests; ends with one line that says it all.
 pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
+    let words: Vec<_> = args.iter().take_while(|arg| *arg != "--").collect();
+    let says = |start: &str| words.iter().any(|arg| arg.to_string_lossy().starts_with(start));
+    let some = says("-p") || says("--package");
+    let selected: &[&str] = if some { &["test"] } else { &["test", "--workspace"] };
     let mut steps = Steps::new("test", 3);
     steps.step("programs that the tests call", setup::ensure)?;
-    // The end-to-end suites start these as processes of their own, so they must be there before any test runs.
-    steps.step("build the binaries", || check(&mut cargo(["build", "--workspace", "--bins"])))?;
-    let (tally, passed) = steps.step("run the tests", || tests(args))?;
+    steps.step("build", || check(cargo(selected).args(&words).arg("--no-run")))?;
+    let mut command = cargo(selected);
+    command.arg("--no-fail-fast").args(args).stdout(Stdio::piped());
+    if !some {
+        // The end-to-end suites start moat's programs. Those that were built just now will do.
+        command.env("MOAT_BIN_DIR", binaries(if says("--release") { "release" } else { "debug" }));
+    }
+    let (tally, passed) = steps.step("run", || tests(command))?;
     let verdict = if passed { "all tests passed" } else { "TESTS FAILED" };
     println!("xtask test: {verdict}: {tally} in {:.0} s", steps.seconds());
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs all of them even if some fail: one run says everything that is wrong.
-fn tests(args: &[OsString]) -> Result<(Tally, bool)> {
-    let mut command = cargo(["test", "--workspace", "--no-fail-fast"]);
+/// Shows what the tests print, and counts. All of them are run even if some fail: one run says everything that is wrong.
+fn tests(mut command: Command) -> Result<(Tally, bool)> {
     let path = env::var_os("PATH").unwrap_or_default();
     let tools = [cache()?.join("bin")].into_iter().chain(env::split_paths(&path));
     let tools = tools.chain(["/usr/sbin".into(), "/sbin".into()]);
-    command.args(args).env("PATH", env::join_paths(tools)?).stdout(Stdio::piped());
+    command.env("PATH", env::join_paths(tools)?);
     let mut child = command.spawn().context("cannot run cargo test")?;
     let mut tally = Tally::default();
     if let Some(output) = child.stdout.take() {
