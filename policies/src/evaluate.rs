@@ -22,7 +22,7 @@ use crate::{
 
 use matching::{Target, peers_match, ports_match};
 pub use party::Party;
-use party::{Families, Kind};
+use party::{Families, Kind, OwnedRule};
 
 impl Objects {
     /// Whether a flow may pass, and why: straight from the policies.
@@ -115,6 +115,15 @@ impl<'a> Evaluator<'a> {
             },
             Endpoint::Pod(_) => endpoint.clone(),
         }
+    }
+
+    /// The addresses that several pods claim, sorted: as a peer such an address is none of them.
+    pub fn contested(&self) -> Vec<IpAddr> {
+        let several =
+            |(address, holder): (&IpAddr, &Holder<'_>)| matches!(holder, Holder::Several).then_some(*address);
+        let mut all: Vec<IpAddr> = self.holders.iter().filter_map(several).collect();
+        all.sort_unstable();
+        all
     }
 
     /// All that a question needs to know about one end.
@@ -228,19 +237,16 @@ impl<'p, 'a> Pair<'p, 'a> {
             Kind::Node { .. } => Decision::HostNetwork,
             Kind::Pod { .. } if subject.is_same_pod(peer) => Decision::Itself,
             Kind::Pod { .. } if subject.is_on_node_of(peer) => Decision::OwnNode,
-            Kind::Pod { isolating, .. } => {
-                let isolating = &isolating[direction as usize];
-                if isolating.is_empty() {
-                    return Decision::NotIsolated;
+            Kind::Pod { isolating, .. } if isolating[direction as usize].is_empty() => Decision::NotIsolated,
+            Kind::Pod { rules, .. } => {
+                let allows = |owned: &&OwnedRule<'a>| {
+                    self.port_matches(direction, owned.rule)
+                        && self.peer_matches(direction, owned.policy, owned.rule)
+                };
+                match rules[direction as usize].iter().find(allows) {
+                    Some(owned) => Decision::Rule(owned.policy, owned.index),
+                    None => Decision::NoRule,
                 }
-                for &policy in isolating {
-                    for (index, rule) in policy.rules(direction).unwrap_or_default().iter().enumerate() {
-                        if self.port_matches(direction, rule) && self.peer_matches(direction, policy, rule) {
-                            return Decision::Rule(policy, index);
-                        }
-                    }
-                }
-                Decision::NoRule
             }
         }
     }

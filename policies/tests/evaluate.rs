@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use moat_policies::{
-    Block, Candidate, ContainerPort, Direction, Endpoint, Family, Flow, Miss, Namespace, NamespaceScope,
-    NamespacedName, NetworkPolicy, Node, Object, Objects, Operator, Peer, Peers, Pod, PortMatch, PortRef,
-    Ports, Protocol, Reason, Requirement, Rule, Selector, Traffic, UnknownEndpoint, Verdict,
+    Block, Candidate, ContainerPort, Direction, Endpoint, Evaluator, Family, Flow, Miss, Namespace,
+    NamespaceScope, NamespacedName, NetworkPolicy, Node, Object, Objects, Operator, Peer, Peers, Pod,
+    PortMatch, PortRef, Ports, Protocol, Reason, Requirement, Rule, Selector, Traffic, UnknownEndpoint,
+    Verdict,
 };
 
 fn name(text: &str) -> NamespacedName {
@@ -515,6 +516,7 @@ fn an_address_that_several_pods_claim_is_nobodys_as_a_peer() {
     twin.ports = vec![container_port("http", Tcp, 80)];
     let in_by_selector = ingress("shop/in", "app=api", vec![peers(vec![own("app=web")])]);
     let objects = world([Object::Pod(twin.clone()), Object::Policy(in_by_selector)]);
+    assert_eq!(Evaluator::new(&objects).contested(), ["10.0.1.1".parse::<IpAddr>().unwrap()]);
     for source in ["shop/web", "shop/twin", "10.0.1.1"] {
         expect(&objects, source, "shop/api", tcp(80), NO_INGRESS);
     }

@@ -1,9 +1,10 @@
 //! The two ends of a question, with all that policies can say about them.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::{Direction, Family, Labels, NetworkPolicy, Node, Pod};
+use crate::{Direction, Family, Labels, NetworkPolicy, Node, Pod, Rule};
 
 /// One end of a question: a pod with the policies that isolate it, a node, or somebody outside the cluster.
 #[derive(Clone, Debug)]
@@ -29,11 +30,30 @@ pub(super) enum Kind<'a> {
         namespace_labels: Labels,
         /// By direction; in the order of their names.
         isolating: [Vec<&'a NetworkPolicy>; 2],
+        /// By direction: their rules, of equal ones the first. All are of one namespace, so equal rules say the same.
+        rules: [Vec<OwnedRule<'a>>; 2],
     },
     /// A node, or a hostNetwork pod on it: no policy's subject, found by no selector.
     Node { name: Option<&'a Arc<str>> },
     /// Nobody that the cluster knows.
     Outside,
+}
+
+/// A rule, its policy and its index there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnedRule<'a> {
+    pub policy: &'a NetworkPolicy,
+    pub index: usize,
+    pub rule: &'a Rule,
+}
+
+fn distinct_rules<'a>(policies: &[&'a NetworkPolicy], direction: Direction) -> Vec<OwnedRule<'a>> {
+    let all = policies.iter().flat_map(|policy| {
+        let rules = policy.rules(direction).unwrap_or_default().iter().enumerate();
+        rules.map(|(index, rule)| OwnedRule { policy, index, rule })
+    });
+    let mut seen = HashSet::new();
+    all.filter(|owned| seen.insert(owned.rule)).collect()
 }
 
 impl<'a> Party<'a> {
@@ -44,7 +64,8 @@ impl<'a> Party<'a> {
         address: impl Fn(Family) -> Option<(IpAddr, bool)>,
     ) -> Self {
         let addresses = Family::ALL.map(|f| address(f).map(|(address, sole)| Address { address, sole }));
-        Self { kind: Kind::Pod { pod, namespace_labels, isolating }, addresses }
+        let rules = Direction::ALL.map(|d| distinct_rules(&isolating[d as usize], d));
+        Self { kind: Kind::Pod { pod, namespace_labels, isolating, rules }, addresses }
     }
 
     /// A hostNetwork pod: its own addresses are the node's; where it has none yet, the node's first ones are.
