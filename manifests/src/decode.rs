@@ -68,12 +68,18 @@ impl Decoder {
             return c.refuse(root, &path, format!("must be a Kubernetes object, not {}", root.what()));
         }
         let mut required = |field: &str, implied: Option<&str>| -> Option<String> {
-            match (root.get(field), implied) {
-                (None, Some(implied)) => Some(implied.to_string()),
-                _ => {
-                    c.require(root, &path, field).and_then(|n| c.text(n, &path.field(field))).map(Into::into)
+            let Some(node) = root.get(field) else {
+                if implied.is_none() {
+                    c.require(root, &path, field);
                 }
+                return implied.map(str::to_string);
+            };
+            let text = c.text(node, &path.field(field))?;
+            if text.is_empty() {
+                c.refuse(node, &path.field(field), "must not be empty");
+                return None;
             }
+            Some(text.to_string())
         };
         let kind = required("kind", implied.map(|(_, kind)| kind));
         let api_version = required("apiVersion", implied.map(|(version, _)| version));

@@ -13,7 +13,7 @@ use crate::fields::{Context, Path, address, shared};
 use crate::meta::{Meta, Naming, metadata};
 use crate::names::{dns_label, dns_subdomain, port_name, port_number};
 use crate::policy::PROTOCOLS;
-use crate::tree::Node;
+use crate::tree::{Node, Value};
 
 /// What a Pod's `spec`, or a template's, decides.
 pub(crate) struct PodSpec {
@@ -90,8 +90,7 @@ pub(crate) fn pod_spec(c: &mut Context<'_>, spec: &Node, path: &Path<'_>) -> Opt
     };
     let restart_policy =
         c.word(spec, path, "restartPolicy", RESTART_POLICIES).unwrap_or(RestartPolicy::Always);
-    let mut ports = Vec::new();
-    let mut names = BTreeSet::new();
+    let mut found = Containers { host_network, names: BTreeSet::new(), ports: Vec::new() };
     for field in ["initContainers", "containers"] {
         let list = path.field(field);
         let containers = c.list(spec, path, field);
@@ -100,85 +99,92 @@ pub(crate) fn pod_spec(c: &mut Context<'_>, spec: &Node, path: &Path<'_>) -> Opt
             c.refuse(node, &list, "a pod needs at least one container");
         }
         for (i, node) in containers.iter().enumerate() {
-            container(c, node, &list.index(i), &mut names, field == "initContainers", &mut ports);
+            found.read(c, node, &list.index(i), field == "initContainers");
         }
     }
-    Some(PodSpec { node, host_network, ports, restart_policy })
+    Some(PodSpec { node, host_network, ports: found.ports, restart_policy })
 }
 
-fn container<'n>(
-    c: &mut Context<'_>,
-    node: &'n Node,
-    path: &Path<'_>,
-    names: &mut BTreeSet<&'n str>,
-    init: bool,
-    ports: &mut Vec<ContainerPort>,
-) {
-    if c.object(node, path, CONTAINER).is_none() {
-        return;
-    }
-    if let Some(name) = c.require(node, path, "name") {
-        let path = path.field("name");
-        c.parse(name, &path, dns_label);
-        if name.text().is_some_and(|text| !names.insert(text)) {
-            c.refuse(
-                name,
-                &path,
-                format!("another container has the name {:?}", name.text().unwrap_or_default()),
-            );
-        }
-    }
-    if let Some(image) = c.require(node, path, "image")
-        && c.text(image, &path.field("image")) == Some("")
-    {
-        c.refuse(image, &path.field("image"), "must not be empty");
-    }
-    let restart = c.word(node, path, "restartPolicy", RESTART_POLICIES);
-    let listed = container_ports(c, node, path);
-    // An init container's ports are open only if it keeps running beside the others.
-    if !init || restart == Some(RestartPolicy::Always) {
-        ports.extend(listed);
-    }
+/// The containers read so far.
+struct Containers<'n> {
+    host_network: bool,
+    names: BTreeSet<&'n str>,
+    ports: Vec<ContainerPort>,
 }
 
-fn container_ports(c: &mut Context<'_>, container: &Node, path: &Path<'_>) -> Vec<ContainerPort> {
-    let list = path.field("ports");
-    let mut names = BTreeSet::new();
-    let mut ports = Vec::new();
-    for (i, node) in c.list(container, path, "ports").iter().enumerate() {
-        let path = list.index(i);
-        if c.object(node, &path, &["name", "hostPort", "containerPort", "protocol", "hostIP"]).is_none() {
-            continue;
+impl<'n> Containers<'n> {
+    fn read(&mut self, c: &mut Context<'_>, node: &'n Node, path: &Path<'_>, init: bool) {
+        if c.object(node, path, CONTAINER).is_none() {
+            return;
         }
-        let name = node.get("name").filter(|n| n.text() != Some("")).and_then(|name| {
+        if let Some(name) = c.require(node, path, "name") {
             let path = path.field("name");
-            let parsed = c.parse(name, &path, |text| port_name(text).map(|()| shared(text)))?;
-            if !names.insert(parsed.clone()) {
-                c.refuse(name, &path, format!("another port of this container has the name {parsed:?}"));
+            c.parse(name, &path, dns_label);
+            if let Some(text) = name.text().filter(|text| !self.names.insert(text)) {
+                c.refuse(name, &path, format!("another container has the name {text:?}"));
             }
-            Some(parsed)
-        });
-        let protocol = match node.get("protocol") {
-            Some(_) => c.word(node, &path, "protocol", PROTOCOLS),
-            None => Some(Protocol::Tcp),
-        };
-        c.require(node, &path, "containerPort");
-        let mut number = |field: &str, optional: bool| {
-            let number = c.number(node, &path, field)?;
-            if optional && number == 0 {
-                return None;
-            }
-            port_number(number)
-                .map_err(|reason| c.refuse(node.get(field).unwrap_or(node), &path.field(field), reason))
-                .ok()
-        };
-        let port = number("containerPort", false);
-        number("hostPort", true);
-        if let (Some(protocol), Some(port)) = (protocol, port) {
-            ports.push(ContainerPort { name, protocol, port });
+        }
+        if let Some(image) = c.require(node, path, "image")
+            && c.text(image, &path.field("image")) == Some("")
+        {
+            c.refuse(image, &path.field("image"), "must not be empty");
+        }
+        let restart = c.word(node, path, "restartPolicy", RESTART_POLICIES);
+        let path_ports = path.field("ports");
+        let mut names = BTreeSet::new();
+        for (i, node) in c.list(node, path, "ports").iter().enumerate() {
+            let port = container_port(c, node, &path_ports.index(i), self.host_network, &mut names);
+            // An init container's ports are open only if it keeps running beside the others.
+            self.ports.extend(port.filter(|_| !init || restart == Some(RestartPolicy::Always)));
         }
     }
-    ports
+}
+
+fn container_port(
+    c: &mut Context<'_>,
+    node: &Node,
+    path: &Path<'_>,
+    host_network: bool,
+    names: &mut BTreeSet<Arc<str>>,
+) -> Option<ContainerPort> {
+    c.object(node, path, &["name", "hostPort", "containerPort", "protocol", "hostIP"])?;
+    let given = |field: &str| node.get(field).filter(|n| n.text() != Some(""));
+    let name = given("name").and_then(|name| {
+        let path = path.field("name");
+        let parsed = c.parse(name, &path, |text| port_name(text).map(|()| shared(text)))?;
+        if !names.insert(parsed.clone()) {
+            c.refuse(name, &path, format!("another port of this container has the name {parsed:?}"));
+        }
+        Some(parsed)
+    });
+    let protocol = match given("protocol") {
+        Some(_) => c.word(node, path, "protocol", PROTOCOLS),
+        None => Some(Protocol::Tcp),
+    };
+    c.require(node, path, "containerPort");
+    let port = port_field(c, node, path, "containerPort");
+    let host_port = match node.get("hostPort") {
+        // As if it were missing.
+        Some(Node { value: Value::Int(0), .. }) | None => None,
+        Some(_) => port_field(c, node, path, "hostPort"),
+    };
+    if let (true, Some(at), Some(port)) = (host_network, host_port, port)
+        && at != port
+    {
+        let node = node.get("hostPort").unwrap_or(node);
+        c.refuse(
+            node,
+            &path.field("hostPort"),
+            format!("must be the containerPort, {port}, in a hostNetwork pod"),
+        );
+    }
+    Some(ContainerPort { name, protocol: protocol?, port: port? })
+}
+
+fn port_field(c: &mut Context<'_>, parent: &Node, path: &Path<'_>, field: &str) -> Option<u16> {
+    let number = c.number(parent, path, field)?;
+    let refuse = |reason| c.refuse(parent.get(field).unwrap_or(parent), &path.field(field), reason);
+    port_number(number).map_err(refuse).ok()
 }
 
 /// A Pod's `status`.

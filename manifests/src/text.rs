@@ -150,7 +150,10 @@ impl Reader<'_> {
                 let line_of =
                     |e: &serde_saphyr::Error| e.location().map(|l| l.line() as u32).filter(|l| *l > 0);
                 let line = line_of(&e).unwrap_or(first as u32 + 1) + above;
-                self.documents.push(Err(Error::Syntax { place: self.place(Some(line)), reason: reason(&e) }));
+                self.documents.push(Err(Error::Syntax {
+                    place: self.place(Some(line)),
+                    reason: hinted(text, reason(&e)),
+                }));
             }
         }
     }
@@ -177,6 +180,14 @@ fn yaml_options() -> serde_saphyr::Options {
             // An anchor that is used more than a few times is usual; what all aliases stand for is bounded above.
             enforce_alias_anchor_ratio: false,
         },
+    }
+}
+
+/// The reason, and what it may come from.
+fn hinted(text: &str, reason: String) -> String {
+    match text.contains("{{") {
+        true => format!("{reason}; a Helm template must be rendered first (helm template)"),
+        false => reason,
     }
 }
 

@@ -263,6 +263,11 @@ fn pods() {
     for (spec, field, reason) in [
         ("{}".to_string(), "spec.containers", "at least one container"),
         ("{containers: []}".into(), "spec.containers", "at least one container"),
+        (
+            "{hostNetwork: true, containers: [{name: c, image: i, ports: [{containerPort: 80, hostPort: 81}]}]}".into(),
+            "spec.containers[0].ports[0].hostPort",
+            "must be the containerPort, 80",
+        ),
         ("{containers: [{image: i}]}".into(), "spec.containers[0].name", "missing"),
         ("{containers: [{name: c}]}".into(), "spec.containers[0].image", "missing"),
         ("{containers: [{name: C, image: i}]}".into(), "spec.containers[0].name", "lower-case"),
@@ -418,6 +423,7 @@ fn kinds() {
     for (text, field, reason) in [
         ("{apiVersion: v1}", "kind", "missing, and required"),
         ("{kind: Pod}", "apiVersion", "missing, and required"),
+        ("{apiVersion: v1, kind: ''}", "kind", "must not be empty"),
         ("{apiVersion: v1, kind: 3}", "kind", "must be a string"),
         ("just text", "the document", "must be a Kubernetes object, not the string \"just text\""),
         ("[1]", "the document", "must be a Kubernetes object, not a list"),
@@ -497,6 +503,7 @@ fn text_that_is_no_manifest() {
         (deep.as_bytes(), "nested deeper than 64 levels"),
         (bomb.as_bytes(), "aliases stand for more than 100000 values"),
         (b"a: *nobody\n", "not YAML"),
+        (b"a: {{ .Values.a }}\nb: [\n", "a Helm template must be rendered first"),
     ] {
         let errors = decode([("test.yaml", bytes)]).unwrap_err().to_string();
         assert!(errors.contains(reason), "{errors:?} lacks {reason:?}");
