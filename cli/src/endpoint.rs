@@ -96,7 +96,7 @@ fn near<'a>(wanted: &NamespacedName, there: impl Iterator<Item = &'a NamespacedN
     let mut close: Vec<&NamespacedName> = all.iter().filter(likely).copied().collect();
     if close.is_empty() {
         let neighbour = |other: &&NamespacedName| other.namespace == wanted.namespace;
-        if all.iter().any(|other| neighbour(other)) {
+        if all.iter().any(neighbour) {
             all.retain(neighbour);
         }
         close = all;

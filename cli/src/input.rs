@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use moat_manifests::Manifests;
+use moat_policies::{Evaluator, Objects};
 
 use crate::output;
 
@@ -39,5 +40,17 @@ impl Input {
             paths.join(", ")
         );
         Ok(manifests)
+    }
+}
+
+/// Warns of addresses that several pods claim, and whose they are.
+pub(crate) fn warn_of_contested(evaluator: &Evaluator<'_>, objects: &Objects) {
+    for address in evaluator.contested() {
+        let claims = objects.pods().values().filter(|p| !p.host_network && p.addresses.contains(&address));
+        let names: Vec<String> = claims.map(|p| p.name.to_string()).collect();
+        output::warn(format_args!(
+            "{} all claim {address}; no selector finds any of them by it",
+            names.join(", ")
+        ));
     }
 }

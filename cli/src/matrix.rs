@@ -8,7 +8,7 @@ use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use moat_policies::{Endpoint, Evaluator, Judgement, Objects, Party, Traffic};
 use serde::Serialize;
 
-use crate::input::Input;
+use crate::input::{Input, warn_of_contested};
 use crate::output::{self, Format};
 use crate::port::Port;
 
@@ -49,6 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let objects = args.input.load()?.to_objects();
     ensure!(!objects.pods().is_empty(), "no pods in the input, so there is nobody to ask about");
     let matrix = Matrix::new(&objects);
+    warn_of_contested(&matrix.evaluator, &objects);
     output::print(|out| match args.output {
         Format::Json => matrix.json(&ports, out),
         Format::Text => matrix.text(&ports, output::colours(), out),

@@ -36,7 +36,7 @@ impl FromStr for Port {
             };
         }
         let name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        match !port.is_empty() && port.len() <= 15 && port.bytes().all(name) {
+        match port.len() <= 15 && port.bytes().all(name) && port.bytes().any(|b| b.is_ascii_lowercase()) {
             true => Ok(Port::Named(protocol, Arc::from(port))),
             false => {
                 Err("a port is written as 80/TCP, 53/UDP, 9999/SCTP, icmp, or a container port's name".into())

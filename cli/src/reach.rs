@@ -12,7 +12,7 @@ use moat_policies::{
 };
 
 use crate::endpoint::{Named, find};
-use crate::input::Input;
+use crate::input::{Input, warn_of_contested};
 use crate::output::{self, Format};
 use crate::port::Port;
 
@@ -93,6 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 impl Answers {
     fn ask(objects: &Objects, source: Named, destination: Named, port: &Port) -> Result<Self> {
         let evaluator = Evaluator::new(objects);
+        warn_of_contested(&evaluator, objects);
         let resolve =
             |named: &Named| -> Vec<Endpoint> { named.ends.iter().map(|e| evaluator.resolve(e)).collect() };
         let (from, to) = (resolve(&source), resolve(&destination));

@@ -58,6 +58,19 @@ fn manifests_come_from_standard_input_too() {
 }
 
 #[test]
+fn an_address_that_two_pods_claim_is_warned_of() {
+    let pods = ["a", "b"].map(|name| {
+        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{{name: c, image: i}}]}}, status: {{podIP: 10.0.0.1}}}}\n---\n")
+    });
+    let run = moat_with(&["matrix", "-f", "-", "--port", "80"], &pods.concat());
+    assert_eq!(run.status, 0);
+    assert_eq!(
+        run.stderr,
+        "warning: default/a, default/b all claim 10.0.0.1; no selector finds any of them by it\n"
+    );
+}
+
+#[test]
 fn an_input_that_is_wrong_has_no_answer() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.yaml");
