@@ -3,6 +3,7 @@
 //! ```text
 //!   moat reach A B --port 80/TCP -f DIR     one question, with reasons; exit status 0 allowed, 1 denied, 2 error
 //!   moat matrix -f DIR --port 80/TCP        every pod to every other
+//!   moat lab run -f DIR                     the same with real packets (`moat-lab`)
 //! ```
 //!
 //! The answers are the engine's (`moat-policies`), read from manifests as strictly as an API server reads them
@@ -31,6 +32,8 @@ use clap::{Parser, Subcommand};
       moat reach shop/web shop/api --port 8080/TCP -f manifests/
   Who may talk to whom?
       moat matrix -f manifests/ --port 80/TCP --port 53/UDP
+  Do real packets agree?
+      moat lab run -f manifests/
   The same questions for what is in a cluster now:
       kubectl get ns,nodes,pods,networkpolicies -A -o yaml | moat matrix -f - --port 80/TCP"
 )]

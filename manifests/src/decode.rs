@@ -13,6 +13,7 @@ use crate::kinds::{Use, use_of};
 use crate::meta::Meta;
 use crate::pod::pod;
 use crate::policy::network_policy;
+use crate::stack::on_a_deep_stack;
 use crate::text::{Document, documents};
 use crate::tree::{Node, Value};
 use crate::workload::{Owner, Template, expand, workload};
@@ -24,16 +25,19 @@ const DEEPEST_LIST: usize = 8;
 ///
 /// Nothing comes out of an input that holds an error; all of them are told.
 pub fn decode<'s>(files: impl IntoIterator<Item = (&'s str, &'s [u8])>) -> Result<Manifests, Errors> {
-    let mut decoder = Decoder::default();
-    for (file, bytes) in files {
-        for document in documents(&Arc::from(file), bytes) {
-            match document {
-                Ok(document) => decoder.document(document),
-                Err(error) => decoder.errors.push(error),
+    let files: Vec<(&str, &[u8])> = files.into_iter().collect();
+    on_a_deep_stack(|| {
+        let mut decoder = Decoder::default();
+        for (file, bytes) in files {
+            for document in documents(&Arc::from(file), bytes) {
+                match document {
+                    Ok(document) => decoder.document(document),
+                    Err(error) => decoder.errors.push(error),
+                }
             }
         }
-    }
-    decoder.finish()
+        decoder.finish()
+    })
 }
 
 #[derive(Default)]

@@ -16,7 +16,7 @@
 //! - Kinds that decide no verdict are skipped and counted. A kind or version of networking.k8s.io or
 //!   policy.networking.k8s.io that is not known, and another group's network policies, are errors: verdicts without
 //!   them would be wrong. The same object twice is an error that names both places.
-//! - A file may be 64 MiB long, a document 64 levels deep and hold 5 million values.
+//! - A file may be 64 MiB long, a document 100 levels deep and hold 5 million values.
 //!
 //! What it does not do: watch files, or keep objects. [`decode`] is pure; [`read`] is all the input there is.
 
@@ -32,6 +32,7 @@ mod names;
 mod pod;
 mod policy;
 mod source;
+mod stack;
 mod status;
 mod text;
 mod tree;

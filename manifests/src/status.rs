@@ -11,6 +11,7 @@ use crate::fields::{Context, Path, shared};
 use crate::meta::{Naming, metadata};
 use crate::names::dns_subdomain;
 use crate::pod::status;
+use crate::stack::on_a_deep_stack;
 use crate::text::{Document, documents};
 use crate::tree::Node;
 use crate::{Manifests, read};
@@ -38,24 +39,27 @@ pub fn load_pod_status(paths: &[PathBuf]) -> Result<Vec<PodStatus>, Errors> {
 pub fn decode_pod_status<'s>(
     files: impl IntoIterator<Item = (&'s str, &'s [u8])>,
 ) -> Result<Vec<PodStatus>, Errors> {
-    let (mut found, mut errors, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
-    for (file, bytes) in files {
-        for document in documents(&Arc::from(file), bytes) {
-            match document {
-                Ok(Document { place, root }) => {
-                    let mut c = Context {
-                        place: &place,
-                        errors: &mut errors,
-                        warnings: &mut warnings,
-                        strict: false,
-                    };
-                    found.extend(pod_status(&mut c, &root));
+    let files: Vec<(&str, &[u8])> = files.into_iter().collect();
+    on_a_deep_stack(|| {
+        let (mut found, mut errors, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+        for (file, bytes) in files {
+            for document in documents(&Arc::from(file), bytes) {
+                match document {
+                    Ok(Document { place, root }) => {
+                        let mut c = Context {
+                            place: &place,
+                            errors: &mut errors,
+                            warnings: &mut warnings,
+                            strict: false,
+                        };
+                        found.extend(pod_status(&mut c, &root));
+                    }
+                    Err(error) => errors.push(error),
                 }
-                Err(error) => errors.push(error),
             }
         }
-    }
-    Errors::or(errors, found)
+        Errors::or(errors, found)
+    })
 }
 
 fn pod_status(c: &mut Context<'_>, root: &Node) -> Option<PodStatus> {

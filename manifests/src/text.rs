@@ -13,8 +13,8 @@ use crate::tree::{Json, Node, Yaml};
 /// The longest file that is read.
 pub(crate) const LONGEST_FILE: usize = 64 << 20;
 
-/// How deep a document may be nested; the API's own objects need fewer than thirty.
-const DEEPEST: usize = 64;
+/// How deep a document may be nested; the schemas in CustomResourceDefinitions need some sixty.
+const DEEPEST: usize = 100;
 
 /// The most values of one document, aliases replaced by what they stand for.
 const MOST_VALUES: usize = 5_000_000;

@@ -323,6 +323,23 @@ fn kinds_without_use_are_counted() {
 }
 
 #[test]
+fn documents_may_be_as_deep_as_schemas_are() {
+    let deep = (0..97).fold("x".to_string(), |inner, _| format!("{{a: {inner}}}"));
+    let text = format!("apiVersion: example.com/v1\nkind: Schema\nspec: {deep}\n");
+    assert_eq!(read(&text).skipped.len(), 1);
+    let block: String = (0..98).map(|i| format!("{}a:\n", " ".repeat(i))).collect();
+    assert_eq!(
+        read(&format!(
+            "apiVersion: example.com/v1\nkind: Schema\nspec:\n {}",
+            block.replace('\n', "\n ").trim_end()
+        ))
+        .skipped
+        .len(),
+        1
+    );
+}
+
+#[test]
 fn unknown_fields_outside_of_policies_are_warnings() {
     let manifests = read(&POD.replace("nodeName: n1", "nodeName: n1\n  hostNetwrk: true"));
     let texts: Vec<String> = manifests.warnings.iter().map(ToString::to_string).collect();
