@@ -185,14 +185,18 @@ impl Context<'_> {
         name: &str,
         words: &[(&str, T)],
     ) -> Option<T> {
-        let text = self.string(parent, path, name)?;
-        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-        if found.is_none() {
-            let node = parent.get(name)?;
-            let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-            self.refuse(node, &path.field(name), format!("{text:?} is not one of {}", all.join(", ")));
-        }
-        found
+        self.one_of(parent.get(name)?, &path.field(name), words)
+    }
+
+    /// This node as one of a few words.
+    pub(crate) fn one_of<T: Copy>(&mut self, node: &Node, path: &Path<'_>, words: &[(&str, T)]) -> Option<T> {
+        self.parse(node, path, |text| {
+            let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+            found.ok_or_else(|| {
+                let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                format!("{text:?} is not one of {}", all.join(", "))
+            })
+        })
     }
 
     /// A field that must be there.

@@ -57,18 +57,14 @@ fn types(
     path: &Path<'_>,
     has_egress_rule: bool,
 ) -> impl Fn(Direction) -> bool + use<> {
+    let listed = c.list(spec, path, "policyTypes");
     let path = path.field("policyTypes");
-    let listed = c.list(spec, &Path::ROOT.field("spec"), "policyTypes");
     if let Some(third) = listed.get(2) {
         c.refuse(third, &path, "may not hold more than two entries");
     }
     let mut types = [false; 2];
     for (i, node) in listed.iter().enumerate() {
-        let words = |text: &str| {
-            let found = TYPES.iter().find(|(word, _)| *word == text);
-            found.map(|(_, d)| *d).ok_or_else(|| format!("{text:?} is not one of Ingress, Egress"))
-        };
-        if let Some(direction) = c.parse(node, &path.index(i), words) {
+        if let Some(direction) = c.one_of(node, &path.index(i), TYPES) {
             types[direction as usize] = true;
         }
     }
@@ -83,12 +79,18 @@ fn rules(c: &mut Context<'_>, spec: &Node, path: &Path<'_>, direction: Direction
         Direction::Ingress => ("ingress", "from"),
         Direction::Egress => ("egress", "to"),
     };
+    let listed = c.list(spec, path, field);
     let path = path.field(field);
     let mut all = Vec::new();
-    for (i, node) in c.list(spec, &Path::ROOT.field("spec"), field).iter().enumerate() {
+    for (i, node) in listed.iter().enumerate() {
         let path = path.index(i);
         // As for the API server, a rule that is null is one without fields: everybody, on every port.
         if node.is_null() {
+            c.warn(
+                node.line,
+                &path,
+                "an empty entry allows everybody, on every port; write {} if that is meant",
+            );
             all.push(Rule { peers: Peers::Any, ports: Ports::Any });
         } else if c.object(node, &path, &[peers, "ports"]).is_some() {
             all.push(Rule { peers: self::peers(c, node, &path, peers), ports: ports(c, node, &path) });

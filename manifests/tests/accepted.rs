@@ -81,6 +81,9 @@ fn null_is_missing() {
     let rules = policy.rules(Direction::Ingress).unwrap();
     assert_eq!(rules.len(), 2);
     assert!(rules.iter().all(|r| r.peers == Peers::Any && r.ports == Ports::Any));
+    let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  ingress:\n  -\n";
+    let warnings: Vec<String> = read(text).warnings.iter().map(|w| w.field.clone()).collect();
+    assert_eq!(warnings, ["spec.ingress[0]"]);
 }
 
 #[test]
