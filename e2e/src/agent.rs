@@ -86,7 +86,17 @@ impl Agent {
 
     /// Where its CNI server listens.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.join("run").join("agent.sock")
+        Self::socket_in(&self.folder)
+    }
+
+    /// The same, for an agent of this folder that need not run.
+    pub(crate) fn socket_in(folder: &Path) -> PathBuf {
+        folder.join("run").join("agent.sock")
+    }
+
+    /// Its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.join("agent.log")
     }
 
     /// Its process number.
@@ -133,9 +143,7 @@ impl Agent {
     }
 
     fn failed(&self, what: String) -> LabError {
-        let log = self.folder.join("agent.log");
-        let log_end = StateDir::log_end(&log);
-        LabError::Agent { node: self.node.clone(), what, log, log_end }
+        LabError::Agent { node: self.node.clone(), what, log_end: StateDir::log_end(&self.log()) }
     }
 }
 

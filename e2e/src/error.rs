@@ -64,14 +64,12 @@ pub enum LabError {
     #[error(transparent)]
     Engine(#[from] moat_policies::UnknownEndpoint),
     /// An agent does not run, or does not get ready.
-    #[error("the agent of {node} {what}; the end of its log ({}):\n{log_end}", log.display())]
+    #[error("the agent of {node} {what}; its log ends with:\n{log_end}")]
     Agent {
         /// Its node.
         node: String,
         /// What is wrong.
         what: String,
-        /// Its whole log.
-        log: PathBuf,
         /// The log's last lines.
         log_end: String,
     },
@@ -109,10 +107,8 @@ pub enum LabError {
     )]
     NodesChanged,
     /// The process that holds the lab ended.
-    #[error("the lab ended by itself; the end of its log ({}):\n{log_end}", log.display())]
+    #[error("the lab ended by itself; its log ends with:\n{log_end}")]
     Ended {
-        /// Its whole log.
-        log: PathBuf,
         /// The log's last lines.
         log_end: String,
     },

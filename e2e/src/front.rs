@@ -10,8 +10,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{LabError, Trying as _};
+use crate::info::Info;
 use crate::keeper::{Event, Request, SOCKET, STAY};
-use crate::lab::{Info, Options};
+use crate::options::Options;
 use crate::outer;
 use crate::report::Report;
 use crate::state::{Process, StateDir};
@@ -151,11 +152,7 @@ impl Held {
                 None => info,
             }),
             Some(Event::Failed(why)) => Err(LabError::Told(why)),
-            Some(_) | None => {
-                let log = self.state.join("keeper.log");
-                let log_end = StateDir::log_end(&log);
-                Err(LabError::Ended { log, log_end })
-            }
+            Some(_) | None => Err(ended(&self.state)),
         }
     }
 
@@ -201,12 +198,12 @@ fn ask(state: &StateDir, request: &Request, progress: Progress<'_>) -> Result<Re
     match last_event(&mut BufReader::new(stream), progress)? {
         Some(Event::Report(report)) => Ok(report),
         Some(Event::Failed(why)) => Err(LabError::Told(why)),
-        Some(_) | None => {
-            let log = state.join("keeper.log");
-            let log_end = StateDir::log_end(&log);
-            Err(LabError::Ended { log, log_end })
-        }
+        Some(_) | None => Err(ended(state)),
     }
+}
+
+fn ended(state: &StateDir) -> LabError {
+    LabError::Ended { log_end: StateDir::log_end(&state.join("keeper.log")) }
 }
 
 /// Tells progress, and returns the event after it.

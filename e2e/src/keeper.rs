@@ -10,7 +10,9 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::{LabError, Trying as _};
 use crate::gate;
-use crate::lab::{Info, Lab, Options};
+use crate::info::Info;
+use crate::lab::Lab;
+use crate::options::Options;
 use crate::report::Report;
 use crate::state::StateDir;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use crate::lab::Info;
+use crate::info::Info;
 
 /// The lab's information with the caller's numbers. What cannot be translated is 0: nobody's number.
 pub(crate) fn info(mut info: Info, keeper: i32) -> Info {
