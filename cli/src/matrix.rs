@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, ensure};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
-use moat_policies::{Endpoint, Evaluator, Judgement, Objects, Party, Traffic};
+use moat_policies::{Endpoint, Evaluator, Judgement, Matrix, Traffic};
 use serde::Serialize;
 
 use crate::input::{Input, warn_of_contested};
@@ -48,19 +48,26 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .collect::<Result<Vec<Traffic>>>()?;
     let objects = args.input.load()?.to_objects();
     ensure!(!objects.pods().is_empty(), "no pods in the input, so there is nobody to ask about");
-    let matrix = Matrix::new(&objects);
-    warn_of_contested(&matrix.evaluator, &objects);
+    let evaluator = Evaluator::new(&objects);
+    warn_of_contested(&evaluator, &objects);
+    let pods: Vec<Endpoint> = objects.pods().keys().cloned().map(Endpoint::Pod).collect();
+    let mut rows = Rows {
+        names: pods.iter().map(ToString::to_string).collect(),
+        matrix: Matrix::new(&evaluator, &pods, &ports)?,
+        ports,
+    };
     output::print(|out| match args.output {
-        Format::Json => matrix.json(&ports, out),
-        Format::Text => matrix.text(&ports, output::colours(), out),
+        Format::Json => rows.json(out),
+        Format::Text => rows.text(output::colours(), out),
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// All pods, each with the policies that isolate it.
-struct Matrix<'a> {
-    evaluator: Evaluator<'a>,
-    rows: Vec<(String, Party<'a>)>,
+/// All pods, and what is asked of them.
+struct Rows<'a> {
+    names: Vec<String>,
+    ports: Vec<Traffic>,
+    matrix: Matrix<'a>,
 }
 
 /// One verdict, as `-o json` prints it.
@@ -75,26 +82,15 @@ struct Entry<'a> {
     allowed: bool,
 }
 
-impl<'a> Matrix<'a> {
-    fn new(objects: &'a Objects) -> Self {
-        let evaluator = Evaluator::new(objects);
-        let row = |name| Some((format!("{name}"), evaluator.party(&Endpoint::Pod(Clone::clone(name))).ok()?));
-        let rows = objects.pods().keys().filter_map(row).collect();
-        Self { evaluator, rows }
-    }
-
-    fn judge(&self, source: usize, destination: usize, traffic: Traffic) -> Judgement {
-        self.evaluator.judge(&self.rows[source].1, &self.rows[destination].1, traffic, None)
-    }
-
+impl Rows<'_> {
     /// One object, its entries one a line, written as they are found: a large matrix is never held whole.
-    fn json(&self, ports: &[Traffic], out: &mut dyn Write) -> io::Result<()> {
+    fn json(&mut self, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{{\"verdicts\":[")?;
         let mut separator = "\n";
-        for (i, (source, _)) in self.rows.iter().enumerate() {
-            for (j, (destination, _)) in self.rows.iter().enumerate().filter(|(j, _)| *j != i) {
-                for &traffic in ports {
-                    let Judgement { allowed, egress, ingress } = self.judge(i, j, traffic);
+        for (i, source) in self.names.iter().enumerate() {
+            for (j, destination) in self.names.iter().enumerate().filter(|(j, _)| *j != i) {
+                for (k, &traffic) in self.ports.iter().enumerate() {
+                    let Judgement { allowed, egress, ingress } = self.matrix.judge(i, j, k);
                     let (protocol, port) = parts(traffic);
                     out.write_all(separator.as_bytes())?;
                     let entry = Entry { source, destination, protocol, port, egress, ingress, allowed };
@@ -107,9 +103,9 @@ impl<'a> Matrix<'a> {
     }
 
     /// A table a port. Columns are the rows' numbers, so that long names do not make it wide.
-    fn text(&self, ports: &[Traffic], colours: bool, out: &mut dyn Write) -> io::Result<()> {
-        for &traffic in ports {
-            writeln!(out, "{}", title(traffic))?;
+    fn text(&mut self, colours: bool, out: &mut dyn Write) -> io::Result<()> {
+        let count = self.names.len();
+        for (k, traffic) in self.ports.iter().enumerate() {
             let mut table = Table::new();
             table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
             match colours {
@@ -118,25 +114,22 @@ impl<'a> Matrix<'a> {
             };
             let number = |i: usize| Cell::new(i + 1);
             let header = [Cell::new(""), Cell::new("from \\ to")].into_iter();
-            table.set_header(header.chain((0..self.rows.len()).map(number)));
+            table.set_header(header.chain((0..count).map(number)));
             let mut allowed = 0;
-            for (i, (name, _)) in self.rows.iter().enumerate() {
-                let cells = (0..self.rows.len()).map(|j| {
-                    if i == j {
-                        return Cell::new("");
-                    }
-                    let judgement = self.judge(i, j, traffic);
-                    allowed += usize::from(judgement.allowed);
-                    cell(judgement)
-                });
-                let cells: Vec<Cell> = cells.collect();
-                table.add_row([number(i), Cell::new(name)].into_iter().chain(cells));
+            for (i, name) in self.names.iter().enumerate() {
+                let mut row = vec![number(i), Cell::new(name)];
+                for j in 0..count {
+                    let judgement = (i != j).then(|| self.matrix.judge(i, j, k));
+                    allowed += usize::from(judgement.is_some_and(|j| j.allowed));
+                    row.push(judgement.map_or_else(|| Cell::new(""), cell));
+                }
+                table.add_row(row);
             }
+            writeln!(out, "{traffic}")?;
             for line in table.lines() {
                 writeln!(out, "{}", line.trim_end())?;
             }
-            let pairs = self.rows.len() * (self.rows.len() - 1);
-            writeln!(out, "{allowed} of {pairs} allowed\n")?;
+            writeln!(out, "{allowed} of {} allowed\n", count * (count - 1))?;
         }
         writeln!(
             out,
@@ -154,10 +147,6 @@ fn cell(judgement: Judgement) -> Cell {
         (false, true, true) => "f",
     };
     Cell::new(text).fg(Color::Red)
-}
-
-fn title(traffic: Traffic) -> String {
-    traffic.to_string()
 }
 
 /// Protocol and port, as JSON has them.

@@ -8,6 +8,7 @@
 //! ```
 
 mod matching;
+mod matrix;
 mod party;
 mod reasons;
 
@@ -21,6 +22,7 @@ use crate::{
 };
 
 use matching::{Target, peers_match, ports_match};
+pub use matrix::Matrix;
 pub use party::Party;
 use party::{Families, Kind, OwnedRule};
 
@@ -178,10 +180,18 @@ impl<'a> Evaluator<'a> {
         traffic: Traffic,
         family: Option<Family>,
     ) -> Judgement {
+        Judgement::over(Families::common(source, destination, family), |family, direction| {
+            Pair { source, destination, traffic, family }.allows(direction)
+        })
+    }
+}
+
+impl Judgement {
+    /// From what each side says over each family.
+    fn over(families: Families, mut allows: impl FnMut(Option<Family>, Direction) -> bool) -> Self {
         let mut all = Judgement { allowed: false, egress: false, ingress: false };
-        for family in Families::common(source, destination, family).iter() {
-            let pair = Pair { source, destination, traffic, family };
-            let (egress, ingress) = (pair.allows(Direction::Egress), pair.allows(Direction::Ingress));
+        for family in families.iter() {
+            let (egress, ingress) = (allows(family, Direction::Egress), allows(family, Direction::Ingress));
             all.egress |= egress;
             all.ingress |= ingress;
             all.allowed |= egress && ingress;
@@ -231,23 +241,31 @@ impl<'p, 'a> Pair<'p, 'a> {
     }
 
     fn decide(&self, direction: Direction) -> Decision<'a> {
+        self.without_rules(direction).unwrap_or_else(|| self.by_rules(direction))
+    }
+
+    /// What decides a side before any rule is asked; `None`: the rules do.
+    fn without_rules(&self, direction: Direction) -> Option<Decision<'a>> {
         let (subject, peer) = self.ends(direction);
         match &subject.kind {
-            Kind::Outside => Decision::Outside,
-            Kind::Node { .. } => Decision::HostNetwork,
-            Kind::Pod { .. } if subject.is_same_pod(peer) => Decision::Itself,
-            Kind::Pod { .. } if subject.is_on_node_of(peer) => Decision::OwnNode,
-            Kind::Pod { isolating, .. } if isolating[direction as usize].is_empty() => Decision::NotIsolated,
-            Kind::Pod { rules, .. } => {
-                let allows = |owned: &&OwnedRule<'a>| {
-                    self.port_matches(direction, owned.rule)
-                        && self.peer_matches(direction, owned.policy, owned.rule)
-                };
-                match rules[direction as usize].iter().find(allows) {
-                    Some(owned) => Decision::Rule(owned.policy, owned.index),
-                    None => Decision::NoRule,
-                }
+            Kind::Outside => Some(Decision::Outside),
+            Kind::Node { .. } => Some(Decision::HostNetwork),
+            Kind::Pod { .. } if subject.is_same_pod(peer) => Some(Decision::Itself),
+            Kind::Pod { .. } if subject.is_on_node_of(peer) => Some(Decision::OwnNode),
+            Kind::Pod { isolating, .. } => {
+                isolating[direction as usize].is_empty().then_some(Decision::NotIsolated)
             }
+        }
+    }
+
+    /// What the rules of the policies that isolate a pod say: of the subject, they ask for nothing but its ports.
+    fn by_rules(&self, direction: Direction) -> Decision<'a> {
+        let allows = |owned: &&OwnedRule<'a>| {
+            self.port_matches(direction, owned.rule) && self.peer_matches(direction, owned.policy, owned.rule)
+        };
+        match self.ends(direction).0.rules(direction).iter().find(allows) {
+            Some(owned) => Decision::Rule(owned.policy, owned.index),
+            None => Decision::NoRule,
         }
     }
 

@@ -30,7 +30,7 @@ mod selector;
 
 pub use block::{Block, BlockError};
 pub use cluster::Cluster;
-pub use evaluate::{Evaluator, Judgement, Party};
+pub use evaluate::{Evaluator, Judgement, Matrix, Party};
 pub use flow::{
     Candidate, Endpoint, Family, Flow, Miss, Reason, RuleRef, Side, Traffic, UnknownEndpoint, Verdict,
 };

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use moat_policies::{
-    Block, Candidate, ContainerPort, Direction, Endpoint, Evaluator, Family, Flow, Miss, Namespace,
+    Block, Candidate, ContainerPort, Direction, Endpoint, Evaluator, Family, Flow, Matrix, Miss, Namespace,
     NamespaceScope, NamespacedName, NetworkPolicy, Node, Object, Objects, Operator, Peer, Peers, Pod,
     PortMatch, PortRef, Ports, Protocol, Reason, Requirement, Rule, Selector, Traffic, UnknownEndpoint,
     Verdict,
@@ -653,4 +653,64 @@ fn explanations_are_sentences() {
         assert_eq!(objects.evaluate(&flow).unwrap().explain(&flow), text);
     }
     assert_eq!(ask(&objects, "shop/one", "192.0.2.1", tcp(80)).egress.direction, Direction::Egress);
+}
+
+#[test]
+fn a_matrix_says_what_each_question_says() {
+    let named = || port_list(vec![(Tcp, PortRef::Named(Arc::from("http"))), (Udp, PortRef::All)]);
+    let with_port = |full_name: &str, label: &str, address: &str, port| {
+        let mut p = pod(full_name, label, &[address, &format!("2001:db8::{port}")]);
+        p.ports = vec![container_port("http", Tcp, port)];
+        Object::Pod(p)
+    };
+    let objects = two_nodes([
+        // Alike but for their ports, and two that are alike.
+        with_port("shop/x1", "app=x", "10.7.0.1", 80),
+        with_port("shop/x2", "app=x", "10.7.0.2", 81),
+        Object::Pod(pod("shop/y1", "app=y", &["10.7.0.3"])),
+        Object::Pod(pod("shop/y2", "app=y", &[])),
+        Object::Policy(ingress(
+            "shop/x",
+            "app=x",
+            vec![Rule { peers: Peers::Of(vec![own("app=y")]), ports: named() }],
+        )),
+        Object::Policy(egress(
+            "shop/y",
+            "app=y",
+            vec![Rule { peers: Peers::Of(vec![block("10.0.0.0/8", &[]), own("app=x")]), ports: named() }],
+        )),
+        Object::Policy(ingress(
+            "shop/y-in",
+            "app=y",
+            vec![peers(vec![block("2001:db8::/32", &[]), own("app=y")])],
+        )),
+    ]);
+    let evaluator = Evaluator::new(&objects);
+    let mut ends: Vec<Endpoint> = objects.pods().keys().cloned().map(Endpoint::Pod).collect();
+    ends.extend(["192.0.2.1", "172.16.0.2", "2001:db8::7"].map(end));
+    let traffics = [tcp(80), tcp(81), Traffic::Port(Udp, 9), ICMP];
+    let mut matrix = Matrix::new(&evaluator, &ends, &traffics).unwrap();
+    let mut allowed = 0;
+    // Twice: what is remembered must be what was found.
+    for _ in 0..2 {
+        for (i, source) in ends.iter().enumerate() {
+            for (j, destination) in ends.iter().enumerate() {
+                for (k, &traffic) in traffics.iter().enumerate() {
+                    let flow = Flow {
+                        source: source.clone(),
+                        destination: destination.clone(),
+                        traffic,
+                        family: None,
+                    };
+                    let verdict = evaluator.evaluate(&flow).unwrap();
+                    let judgement = matrix.judge(i, j, k);
+                    let sides = (verdict.allowed, verdict.egress.allowed, verdict.ingress.allowed);
+                    assert_eq!((judgement.allowed, judgement.egress, judgement.ingress), sides, "{flow:?}");
+                    allowed += usize::from(judgement.allowed);
+                }
+            }
+        }
+    }
+    let cells = 2 * ends.len() * ends.len() * traffics.len();
+    assert!(allowed > cells / 10 && allowed < cells * 9 / 10, "{allowed} of {cells}");
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::{Direction, Family, Labels, NetworkPolicy, Node, Pod, Rule};
+use crate::{ContainerPort, Direction, Family, Labels, NetworkPolicy, Node, Pod, Rule};
 
 /// One end of a question: a pod with the policies that isolate it, a node, or somebody outside the cluster.
 #[derive(Clone, Debug)]
@@ -94,6 +94,22 @@ impl<'a> Party<'a> {
         match &self.kind {
             Kind::Pod { isolating, .. } => &isolating[direction as usize],
             Kind::Node { .. } | Kind::Outside => &[],
+        }
+    }
+
+    /// Their rules, of equal ones the first.
+    pub(super) fn rules(&self, direction: Direction) -> &[OwnedRule<'a>] {
+        match &self.kind {
+            Kind::Pod { rules, .. } => &rules[direction as usize],
+            Kind::Node { .. } | Kind::Outside => &[],
+        }
+    }
+
+    /// A pod's container ports.
+    pub(super) fn ports(&self) -> Option<&[ContainerPort]> {
+        match &self.kind {
+            Kind::Pod { pod, .. } => Some(&pod.ports),
+            Kind::Node { .. } | Kind::Outside => None,
         }
     }
 
