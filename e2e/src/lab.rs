@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use moat_policies::{Endpoint, Object, Objects};
+use moat_policies::{Endpoint, Object, Objects, Protocol};
 
 use crate::agent::Sources;
 use crate::cells::{Cell, Host, Named, cells};
@@ -120,6 +120,7 @@ impl Lab {
             (Vec::new(), None)
         };
         notes.extend(odd);
+        notes.extend(unprobed(&placed));
         tell(&format!("{} probes under the policies", cells.len()));
         let (observed, retried) = self.observe(&hosts, &cells, &predicted).await?;
         if self.rooms.fingerprint().ok() != before {
@@ -221,6 +222,13 @@ impl Lab {
             prober.stop().await;
         }
     }
+}
+
+/// What the lab does not ask, though it could be asked.
+fn unprobed(placed: &[Placed]) -> Option<String> {
+    let sctp = |p: &&Placed| p.pod.ports.iter().any(|c| c.protocol == Protocol::Sctp);
+    let first = placed.iter().find(sctp)?;
+    Some(format!("SCTP ports, such as {}'s, are not probed", first.pod.name))
 }
 
 /// Of what was loaded, what is not of the lab's own making.
