@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use super::PodNetError;
 use super::attachment::{Attachment, format_mac};
-use super::messages::Hop;
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
+use super::route::Hop;
 use super::wire;
 
 /// What is not as it was made, one sentence each. Empty: all is well. Default routes are compared

@@ -25,6 +25,8 @@ mod messages;
 mod netlink;
 mod netns;
 mod network;
+mod node;
+mod route;
 mod routes;
 mod sysctl;
 mod wire;
@@ -35,8 +37,8 @@ pub use attachment::{
 pub use error::PodNetError;
 pub use ipam::IpamError;
 pub use journal::JournalError;
-pub use messages::ROUTE_PROTOCOL;
 pub use netlink::NetlinkError;
 pub use netns::NetnsError;
 pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};
+pub use route::ROUTE_PROTOCOL;
 pub use sysctl::SysctlError;

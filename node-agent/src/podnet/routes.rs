@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use moat_policies::Node;
 
-pub(crate) use super::messages::{Hop, Route};
+pub(crate) use super::route::{Hop, Route};
 
 /// The metric of the routes to podCIDRs. A pod's own route has another one, and an operator's route to the same
 /// prefix, as a rule with a lower metric, goes first instead of being replaced.

@@ -6,9 +6,10 @@ use rustix::io::Errno;
 
 use super::PodNetError;
 use super::attachment::{Attachment, GATEWAY_V4, GATEWAY_V6};
-use super::messages::{self, End, Hop, Route, full_length};
+use super::messages::{self, End, full_length};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::netns::Netns;
+use super::route::{Hop, Route};
 use super::sysctl;
 use ipnet::IpNet;
 

@@ -1,0 +1,171 @@
+//! Routes, as the kernel has them and takes them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
+
+use super::messages::family;
+use super::netlink::{Existing, Netlink, NetlinkError, Request};
+
+/// The mark (`rtm_protocol`) on every route that moat makes in the node's namespace, so that its own can be told from
+/// all others. No routing daemon that iproute2 or the kernel names has this number.
+pub const ROUTE_PROTOCOL: u8 = 109;
+
+/// A route, as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Route {
+    pub(crate) to: IpNet,
+    pub(crate) hop: Hop,
+    /// 0: the kernel's default for the family.
+    pub(crate) metric: u32,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Hop {
+    /// Out of a link, to whoever holds the address there.
+    Link(u32),
+    /// To a router on a link.
+    LinkVia(u32, IpAddr),
+    /// To a router; the kernel finds the link.
+    Via(IpAddr),
+    /// Nowhere: the sender is told so.
+    Unreachable,
+}
+
+impl Route {
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family(self.to.addr()),
+            destination_prefix_length: self.to.prefix_len(),
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
+            scope: match self.hop {
+                Hop::Link(_) if self.to.addr().is_ipv4() => RouteScope::Link,
+                _ => RouteScope::Universe,
+            },
+            kind: match self.hop {
+                Hop::Unreachable => RouteType::Unreachable,
+                _ => RouteType::Unicast,
+            },
+            ..RouteHeader::default()
+        };
+        if self.to.prefix_len() > 0 {
+            message.attributes.push(RouteAttribute::Destination(route_address(self.to.addr())));
+        }
+        if self.metric != 0 {
+            message.attributes.push(RouteAttribute::Priority(self.metric));
+        }
+        if let Hop::Link(index) | Hop::LinkVia(index, _) = self.hop {
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+        if let Hop::Via(gateway) | Hop::LinkVia(_, gateway) = self.hop {
+            message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+        }
+        message
+    }
+
+    /// Makes the route, or replaces the one of its prefix and metric.
+    pub(crate) fn set(&self) -> Request {
+        Request::create(
+            RouteNetlinkMessage::NewRoute(self.message()),
+            Existing::Replace,
+            format!("set the route {self}"),
+        )
+    }
+
+    /// Removes exactly this route.
+    pub(crate) fn delete(&self) -> Request {
+        Request::plain(RouteNetlinkMessage::DelRoute(self.message()), format!("remove the route {self}"))
+    }
+
+    fn read(message: &RouteMessage) -> Option<Self> {
+        let (mut to, mut gateway, mut link, mut metric) = (None, None, None, 0);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => to = ip(address),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::Priority(value) => metric = *value,
+                _ => {}
+            }
+        }
+        let unspecified = match message.header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let to = IpNet::new(to.unwrap_or(unspecified), message.header.destination_prefix_length).ok()?;
+        let hop = match (message.header.kind, link, gateway) {
+            (RouteType::Unreachable, _, _) => Hop::Unreachable,
+            (RouteType::Unicast, Some(link), Some(gateway)) => Hop::LinkVia(link, gateway),
+            (RouteType::Unicast, Some(link), None) => Hop::Link(link),
+            (RouteType::Unicast, None, Some(gateway)) => Hop::Via(gateway),
+            _ => return None,
+        };
+        Some(Self { to, hop, metric })
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.hop {
+            Hop::Link(_) => write!(f, "to {}", self.to),
+            Hop::Via(gateway) | Hop::LinkVia(_, gateway) => write!(f, "to {} via {gateway}", self.to),
+            Hop::Unreachable => write!(f, "unreachable {}", self.to),
+        }
+    }
+}
+
+impl Netlink {
+    /// The routes of the main table, of one family: only moat's own, or all.
+    pub(crate) fn routes(&mut self, ipv6: bool, own: bool) -> Result<Vec<Route>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        if own {
+            message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        }
+        let answers = self.dump(Request::plain(RouteNetlinkMessage::GetRoute(message), "list the routes"));
+        let answers = match answers {
+            Ok(answers) => answers,
+            // A kernel without IPv6 has no routes of it, and a namespace without any has no such table yet.
+            Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::NOENT) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(message)
+                    if message.header.table == RouteHeader::RT_TABLE_MAIN
+                        && (!own || message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)) =>
+                {
+                    Route::read(message)
+                }
+                _ => None,
+            })
+            .collect())
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
