@@ -245,7 +245,7 @@ fn rules() -> impl Strategy<Value = Option<Vec<Rule>>> {
     prop::option::weighted(0.7, prop::collection::vec(rule(), 0..=2))
 }
 
-fn policy() -> impl Strategy<Value = NetworkPolicy> {
+pub fn policy() -> impl Strategy<Value = NetworkPolicy> {
     (text(&["a", "b"]), text(&["p1", "p2", "p3"]), selector(), rules(), rules()).prop_map(
         |(namespace, name, subject, ingress, egress)| NetworkPolicy {
             name: NamespacedName { namespace, name },
@@ -290,9 +290,19 @@ fn pod() -> impl Strategy<Value = Pod> {
         })
 }
 
+/// A node whose addresses pods and blocks may have, too.
+fn node() -> impl Strategy<Value = Node> {
+    (text(&NODES), prop::collection::vec(address(), 0..=2)).prop_map(|(name, addresses)| Node {
+        name,
+        addresses,
+        pod_cidrs: Vec::new(),
+    })
+}
+
 pub fn object() -> impl Strategy<Value = Object> {
     prop_oneof![
         2 => (text(&["a", "b", "c"]), labels()).prop_map(|(name, labels)| Object::Namespace(Namespace { name, labels })),
+        1 => node().prop_map(Object::Node),
         6 => pod().prop_map(Object::Pod),
         5 => policy().prop_map(Object::Policy),
     ]
@@ -322,6 +332,16 @@ pub fn traffics() -> Vec<Traffic> {
         .flat_map(|protocol| ports.map(|port| Traffic::Port(protocol, port)))
         .chain([Traffic::Other(1), Traffic::Other(253)])
         .collect()
+}
+
+/// The table of the node that a pod is on, if its programs decide anything: hostNetwork pods have none.
+pub fn table_of<'t>(tables: &'t BTreeMap<&'static str, NodeTable>, pod: &Pod) -> Option<&'t NodeTable> {
+    tables.get(pod.node.as_deref()?).filter(|_| !pod.host_network)
+}
+
+/// The address of each family, IPv4 first.
+pub fn by_family(pod: &Pod) -> [Option<IpAddr>; 2] {
+    Family::ALL.map(|family| pod.addresses.iter().copied().find(|a| Family::of(a) == family))
 }
 
 /// Calls `check` with each (pod on a node, direction, peer address, traffic) that programs decide, and what
