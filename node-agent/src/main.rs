@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use moat_agent::check::{self, CheckArgs};
 use moat_agent::run::{self, Options};
 use moat_agent::source::Folders;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +28,11 @@ enum Command {
     ///
     /// What is in the kernel stays in force when the agent stops, however it stops; the next one adopts it.
     Run(RunArgs),
+    /// Compare what the kernel's table does, as nft lists it, with what the policies say
+    ///
+    /// Walks the table for every pod of this node, both directions, a sample of peers and every port at an edge.
+    /// Exit status: 0 no difference, 1 differences, 2 could not compare.
+    Check(CheckArgs),
 }
 
 #[derive(Args)]
@@ -74,6 +80,7 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
         Command::Run(args) => run_agent(args),
+        Command::Check(args) => return check::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,11 +4,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use moat_policies::{NamespacedName, Object};
-
 use super::compare::{CompareError, Report, Veth, compare};
 use super::reader::{ReadError, read};
 use super::sample::Limits;
+use crate::desired::Desired;
 use crate::podnet;
 
 const FAMILY: &str = "inet";
@@ -73,25 +72,20 @@ pub fn check(args: &CheckArgs) -> Result<Report, CheckError> {
     let veths: Vec<Veth> = attachments
         .iter()
         .map(|a| Veth {
-            pod: NamespacedName::new(a.pod_namespace.as_str(), a.pod_name.as_str()),
+            pod: a.pod(),
             ifname: a.host_ifname.clone(),
             addresses: a.addresses().collect(),
         })
         .collect();
-    // Whose interface an address is on is what the pod network did, whatever the manifests say so far.
-    for object in &mut manifests.objects {
-        if let Object::Pod(pod) = object
-            && let Some(veth) = veths.iter().find(|v| v.pod == pod.name)
-        {
-            pod.addresses = veth.addresses.clone();
-        }
-    }
+    // Where the node's own pods are, and with which addresses, is what the pod network did, whatever a manifest says.
+    let mut desired = Desired::new(args.node.as_str().into(), attachments);
+    desired.start(manifests.objects);
     let listing = match &args.dump {
         Some(path) => std::fs::read_to_string(path).map_err(|e| CheckError::Dump(path.clone(), e))?,
         None => list()?,
     };
     let ruleset = read(&listing, FAMILY, TABLE)?;
-    Ok(compare(&ruleset, &manifests.to_objects(), &args.node, &veths, Limits::default())?)
+    Ok(compare(&ruleset, desired.objects(), &args.node, &veths, Limits::default())?)
 }
 
 fn list() -> Result<String, CheckError> {
