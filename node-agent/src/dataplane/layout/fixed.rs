@@ -130,6 +130,9 @@ fn to_pod() -> ChainRules {
         vec![
             Rule::new().vmap([Source::OIFNAME], PodSet::ToPod.name()),
             Rule::new().then(veth(Source::OIFNAME, Cmp::Eq)).verdict(DropReason::UnknownPod.goto()),
+            // Not left to the base chain's policy: a program's port class may have been jumped to, and then the end of this
+            // chain would be a return into the program, to its denial.
+            Rule::new().verdict(Verdict::Accept),
         ],
     )
 }
