@@ -14,7 +14,11 @@ mod adopt;
 mod error;
 mod kernel;
 mod layout;
+#[cfg(test)]
+mod model;
 mod op;
+#[cfg(test)]
+mod properties;
 mod state;
 mod stats;
 mod update;

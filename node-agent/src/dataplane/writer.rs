@@ -24,6 +24,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// messages is over and somebody who does it all the time costs little.
 const RESTORE_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a start waits for the tables' owner to go.
+const PREDECESSOR: Duration = Duration::from_secs(2);
+
 /// An update, and who waits for it.
 #[derive(Debug)]
 pub(super) struct Order {
@@ -55,7 +58,16 @@ impl Writer {
         let events = if kernel.owns() { None } else { Some(Events::open()?) };
         state.advance(initial);
         let begin = Instant::now();
-        kernel.restore(&state.content())?;
+        let content = state.content();
+        loop {
+            match kernel.restore(&content) {
+                // A predecessor that was told to end may not be quite gone.
+                Err(Error::Owned { .. }) if begin.elapsed() < PREDECESSOR => {
+                    std::thread::sleep(PREDECESSOR / 100)
+                }
+                other => break other?,
+            }
+        }
         stats.committed(begin.elapsed());
         Stats::set(&stats.owner, kernel.owns().into());
         let writer = Self { state, kernel, events, stats, restore_at: None };

@@ -2,7 +2,9 @@
 //!
 //! Needs root, or a kernel that lets everybody make user namespaces; and `ip`, `nft` and `unshare`.
 
+mod hardening;
 mod probe;
 mod space;
 mod verdicts;
 mod world;
+mod writer;

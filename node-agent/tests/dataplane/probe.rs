@@ -75,14 +75,14 @@ impl World {
             self.space(from).run(move || udp_socket(SocketAddr::new(source.unwrap_or(unspecified(to)), 0)));
         let mut buffer = [0; 16];
         self.fate(
-            || drop(sender.send_to(b"probe", (to, port)).expect("sent")),
+            || assert!(sender.send_to(b"probe", (to, port)).is_ok()),
             || receiver.recv_from(&mut buffer).is_ok(),
         )
     }
 
     /// One TCP connection.
     pub(crate) fn tcp(&self, from: From<'_>, to: IpAddr, port: u16) -> Fate {
-        let listener = self.holder(to).run(move || TcpListener::bind((to, port)).expect("listens"));
+        let listener = self.holder(to).run(move || patiently(|| TcpListener::bind((to, port))));
         listener.set_nonblocking(true).expect("an option");
         let source = match from {
             From::Outside(address) => Some(address),
@@ -118,7 +118,7 @@ impl World {
         echo[2..4].copy_from_slice(&sum.to_be_bytes());
         let mut buffer = [0; 128];
         self.fate(
-            || drop(socket.send_to(&echo, &SockAddr::from(SocketAddr::new(to, 0))).expect("sent")),
+            || assert!(socket.send_to(&echo, &SockAddr::from(SocketAddr::new(to, 0))).is_ok()),
             || loop {
                 let Ok(length) = std::io::Read::read(&mut &socket, &mut buffer) else { return false };
                 let body = if to.is_ipv4() { &buffer[20..length] } else { &buffer[..length] };
@@ -140,9 +140,23 @@ impl World {
         let sender = self.space(from).run(move || raw_socket(to, protocol, source));
         let mut buffer = [0; 128];
         self.fate(
-            || drop(sender.send_to(payload, &SockAddr::from(SocketAddr::new(to, 0))).expect("sent")),
+            || assert!(sender.send_to(payload, &SockAddr::from(SocketAddr::new(to, 0))).is_ok()),
             || std::io::Read::read(&mut &receiver, &mut buffer).is_ok(),
         )
+    }
+}
+
+/// Binds to an address that an earlier probe had: for as long as another test is about to start a program, that program's
+/// process holds a copy of every socket.
+pub(crate) fn patiently<T>(mut bind: impl FnMut() -> std::io::Result<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match bind() {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            other => return other.expect("an own address"),
+        }
     }
 }
 
@@ -151,7 +165,7 @@ pub(crate) fn unspecified(like: IpAddr) -> IpAddr {
 }
 
 pub(crate) fn udp_socket(address: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(address).expect("an own address");
+    let socket = patiently(|| UdpSocket::bind(address));
     socket.set_nonblocking(true).expect("an option");
     socket
 }

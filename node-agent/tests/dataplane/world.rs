@@ -7,13 +7,15 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use moat_agent::check::{self, Limits, Veth};
 use moat_agent::dataplane::{Config, Dataplane, DropReason, LocalPod, Update};
 use moat_nfnetlink::nft::{Family, Socket, TableId};
 use moat_policies::{Cluster, Key, NamespacedName, Object};
 
+use crate::probe::{udp_socket, unspecified};
 use crate::space::Space;
 
 pub(crate) const NODE_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -108,6 +110,13 @@ impl World {
         for (index, name) in local.iter().enumerate() {
             world.plug(name, 10 + index as u8);
         }
+        for (there, to) in world.ends() {
+            reaches(&world.node, there, to);
+        }
+        let node6 = "fd01::1".parse().expect("an address");
+        for space in world.pods.values().map(|p| &p.space).chain([&world.outside]) {
+            [NODE_V4.into(), node6].into_iter().for_each(|to| reaches(space, &world.node, to));
+        }
         let mut all = objects(&text);
         world.address(&mut all);
         world.cluster.reset(all);
@@ -115,6 +124,15 @@ impl World {
         first.pods = world.pods.iter().map(|(n, p)| (name(n), Some(p.local.clone()))).collect();
         world.start(first);
         world
+    }
+
+    /// Everybody that the node talks to, and their addresses.
+    fn ends(&self) -> Vec<(&Space, IpAddr)> {
+        let mut all: Vec<(&Space, IpAddr)> =
+            self.pods.values().flat_map(|p| [(&p.space, p.v4.into()), (&p.space, p.v6.into())]).collect();
+        all.push((&self.outside, OUTSIDE_V4.into()));
+        all.push((&self.outside, "fd01::2".parse().expect("an address")));
+        all
     }
 
     /// The pod network of one pod.
@@ -130,8 +148,8 @@ impl World {
         ));
         space.ip(&format!("addr add {v4}/32 dev eth0"));
         space.ip(&format!("addr add {v6}/128 dev eth0 nodad"));
-        space.ip("link set eth0 up");
         self.node.ip(&format!("link set {ifname} up"));
+        space.ip("link set eth0 up");
         space.ip("route add 169.254.1.1 dev eth0");
         space.ip("route add default via 169.254.1.1");
         space.ip("-6 route add default via fe80::1 dev eth0");
@@ -258,6 +276,22 @@ impl World {
             None => self.remote[name].1.into(),
         }
     }
+}
+
+/// Waits until packets come through: a link is not up at once, and for a while it swallows what it is given.
+fn reaches(from: &Space, there: &Space, to: IpAddr) {
+    let receiver = there.run(move || udp_socket(SocketAddr::new(to, 0)));
+    let at = receiver.local_addr().expect("an address");
+    receiver.set_nonblocking(false).expect("an option");
+    receiver.set_read_timeout(Some(Duration::from_millis(50))).expect("an option");
+    let sender = from.run(move || udp_socket(SocketAddr::new(unspecified(to), 0)));
+    let mut buffer = [0; 8];
+    // Until the link is up, the sender may even be told that there is no route.
+    let arrives = |_| {
+        let _ = sender.send_to(b"up?", at);
+        receiver.recv(&mut buffer).is_ok()
+    };
+    assert!((0..200).any(arrives), "nothing gets through to {to}");
 }
 
 /// Every pod's container ports.

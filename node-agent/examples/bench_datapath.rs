@@ -1,0 +1,368 @@
+//! What the data path costs: CPU time of a new TCP connection and of an established packet, between two pods of one
+//! node, with the tables that moat really loads.
+//!
+//! ```text
+//! cargo run --release -p moat-agent --example bench_datapath -- [--rounds 2000] [--dump FILE] [--nft FILE]...
+//! ```
+//!
+//! `--nft` adds a world with the tables of a file, to compare another layout with.
+//!
+//! Needs root, `ip` and `nft`. All worlds exist side by side, each in namespaces of its own, and are measured in
+//! turns, a short slice each. One thread is client and server, and the kernel forwards on its back, so that
+//! a slice's CPU time is the sum of what client, node and server do. A slice takes a millisecond, so that many run
+//! undisturbed; of all slices of a world the lowest twentieth decides, and the disturbed ones do not count.
+
+#[path = "../tests/dataplane/space.rs"]
+#[allow(dead_code, reason = "shared with the kernel tests, which use more of it")]
+mod space;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use moat_agent::dataplane::{Config, Dataplane, LocalPod, Update};
+use moat_policies::{
+    Cluster, Labels, NamespacedName, NetworkPolicy, Node, Object, Peer, Peers, Pod, PortMatch, PortRef,
+    Ports, Protocol, Rule, Selector,
+};
+use nix::sched::{CloneFlags, setns};
+use nix::time::{ClockId, clock_gettime};
+use space::Space;
+
+/// New connections in a slice.
+const CONNECTIONS: u32 = 10;
+/// Packets in a slice.
+const PACKETS: u32 = 100;
+/// Peers that each policy lets in; the last policy's are the ones that are measured.
+const PEERS: u32 = 10;
+const PORT: u16 = 80;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    /// Connection tracking, and nothing else.
+    Track,
+    /// Connection tracking and our anti-spoofing.
+    TrackGuard,
+    /// What moat loads for so many policies that select the server.
+    Policies(u32),
+    /// Connection tracking, and a file for `nft -f`.
+    File(&'static str),
+}
+
+struct World {
+    name: &'static str,
+    client: Space,
+    node: Space,
+    server: Space,
+    listener: TcpListener,
+    udp: (UdpSocket, UdpSocket),
+    udp6: (UdpSocket, UdpSocket),
+    _dataplane: Option<Dataplane>,
+    connections: Vec<f64>,
+    packets: Vec<f64>,
+    packets6: Vec<f64>,
+}
+
+const CLIENT: (Ipv4Addr, Ipv6Addr, u8) =
+    (Ipv4Addr::new(10, 0, 0, 1), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), 1);
+const SERVER: (Ipv4Addr, Ipv6Addr, u8) =
+    (Ipv4Addr::new(10, 0, 0, 2), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2), 2);
+
+fn main() {
+    let mut rounds = 2000;
+    let mut dump = None;
+    let mut others = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--rounds" => rounds = arguments.next().and_then(|n| n.parse().ok()).expect("a number of rounds"),
+            "--nft" => others.push(&*arguments.next().expect("a file's name").leak()),
+            "--dump" => dump = Some(arguments.next().expect("a file's name")),
+            // cargo bench hands this over
+            "--bench" => {}
+            other => panic!("unknown argument {other}"),
+        }
+    }
+    let mut worlds = vec![
+        World::new("conntrack only, no anti-spoofing", Tables::Track),
+        World::new("conntrack only", Tables::TrackGuard),
+        World::new("1 policy", Tables::Policies(1)),
+        World::new("100 policies", Tables::Policies(100)),
+        World::new("1,000 policies", Tables::Policies(1000)),
+    ];
+    worlds.extend(others.into_iter().map(|file| World::new(file, Tables::File(file))));
+    if let Some(file) = dump {
+        let last = &worlds[4];
+        let text =
+            ["inet", "netdev"].map(|family| last.node.command(&format!("nft list table {family} moat")));
+        std::fs::write(file, text.concat()).expect("the dump is written");
+    }
+    for round in 0..=rounds {
+        for world in &mut worlds {
+            world.slice(round > 0);
+        }
+    }
+    report(&worlds);
+}
+
+impl World {
+    fn new(name: &'static str, tables: Tables) -> Self {
+        let (client, node, server) = (Space::new("client"), Space::new("node"), Space::new("server"));
+        node.sysctl("ipv4/ip_forward", "1");
+        node.sysctl("ipv6/conf/all/forwarding", "1");
+        plug(&node, &client, "moatclient", CLIENT);
+        plug(&node, &server, "moatserver", SERVER);
+        client.sysctl("ipv4/tcp_tw_reuse", "1");
+        client.sysctl("ipv4/ip_local_port_range", "1024 65000");
+        let dataplane = match tables {
+            Tables::Track => {
+                track(&node);
+                None
+            }
+            Tables::TrackGuard => {
+                // Without an owner, so that the table with the verdicts can be taken away and that with the
+                // anti-spoofing stay.
+                drop(load(&node, 0, false));
+                node.command("nft delete table inet moat");
+                track(&node);
+                None
+            }
+            Tables::File(file) => {
+                track(&node);
+                node.command(&format!("nft -f {file}"));
+                None
+            }
+            Tables::Policies(count) => Some(load(&node, count, true)),
+        };
+        let listener = server.run(|| TcpListener::bind((SERVER.0, PORT)).expect("listens"));
+        let udp = pair(&client, &server, CLIENT.0.into(), SERVER.0.into());
+        let udp6 = pair(&client, &server, CLIENT.1.into(), SERVER.1.into());
+        Self {
+            name,
+            client,
+            node,
+            server,
+            listener,
+            udp,
+            udp6,
+            _dataplane: dataplane,
+            connections: Vec::new(),
+            packets: Vec::new(),
+            packets6: Vec::new(),
+        }
+    }
+
+    /// Measures a slice of each kind.
+    fn slice(&mut self, counts: bool) {
+        let listener = self.listener.try_clone().expect("a descriptor");
+        // New sockets are born in the namespace of the thread that makes them.
+        let thread = self.client.thread();
+        enter(thread);
+        let begin = cpu_time();
+        for _ in 0..CONNECTIONS {
+            connection(&listener);
+        }
+        let connections = micros(cpu_time() - begin, CONNECTIONS);
+        let packets = stream(&self.udp);
+        let packets6 = stream(&self.udp6);
+        if counts {
+            self.connections.push(connections);
+            self.packets.push(packets);
+            self.packets6.push(packets6);
+        }
+        debug_assert_ne!(self.server.thread(), thread);
+    }
+}
+
+/// Connect, a byte each way, close.
+fn connection(listener: &TcpListener) {
+    let mut client = TcpStream::connect((SERVER.0, PORT)).expect("connects");
+    let (mut server, _) = listener.accept().expect("accepts");
+    let mut byte = [1];
+    client.write_all(&byte).expect("sent");
+    server.read_exact(&mut byte).expect("received");
+    server.write_all(&byte).expect("sent");
+    client.read_exact(&mut byte).expect("received");
+}
+
+fn stream((client, server): &(UdpSocket, UdpSocket)) -> f64 {
+    let mut buffer = [0; 64];
+    let begin = cpu_time();
+    for _ in 0..PACKETS {
+        client.send(&[0; 32]).expect("sent");
+        server.recv(&mut buffer).expect("received");
+    }
+    micros(cpu_time() - begin, PACKETS) * 1000.0
+}
+
+/// The CPU time of this thread so far, and of the kernel on its behalf.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock").into()
+}
+
+fn micros(time: Duration, count: u32) -> f64 {
+    time.as_secs_f64() * 1e6 / f64::from(count)
+}
+
+/// Two sockets that have talked both ways, so that their flow is established.
+fn pair(client: &Space, server: &Space, from: IpAddr, to: IpAddr) -> (UdpSocket, UdpSocket) {
+    let bound = |space: &Space, address: IpAddr| {
+        space.run(move || UdpSocket::bind(SocketAddr::new(address, PORT)).expect("binds"))
+    };
+    let (a, b) = (bound(client, from), bound(server, to));
+    a.connect((to, PORT)).expect("connects");
+    b.connect((from, PORT)).expect("connects");
+    for socket in [&a, &b] {
+        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("an option");
+    }
+    let mut buffer = [0; 8];
+    // The links may not be quite up yet.
+    let arrives = |_| a.send(b"there").is_ok() && b.recv(&mut buffer).is_ok();
+    assert!((0..50).any(arrives), "nothing arrives at {to}");
+    for socket in [&a, &b] {
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("an option");
+    }
+    b.send(b"back").expect("sent");
+    a.recv(&mut buffer).expect("received");
+    (a, b)
+}
+
+fn enter(thread: i32) {
+    let namespace = File::open(format!("/proc/self/task/{thread}/ns/net")).expect("a namespace");
+    setns(namespace, CloneFlags::CLONE_NEWNET).expect("enters");
+}
+
+/// A table that tracks connections and sees no packet.
+fn track(node: &Space) {
+    node.command("nft add table inet track");
+    node.command("nft add chain inet track unused");
+    node.command("nft add rule inet track unused ct state new accept");
+}
+
+/// A pod: one end in the node, one in the pod, routes and neighbours on both.
+fn plug(node: &Space, pod: &Space, ifname: &str, (v4, v6, n): (Ipv4Addr, Ipv6Addr, u8)) {
+    let (mac, host) = (format!("02:00:00:00:00:{n:02x}"), format!("06:00:00:00:00:{n:02x}"));
+    let thread = pod.thread();
+    node.ip(&format!(
+        "link add {ifname} address {host} type veth peer name eth0 address {mac} netns {thread}"
+    ));
+    pod.ip(&format!("addr add {v4}/32 dev eth0"));
+    pod.ip(&format!("addr add {v6}/128 dev eth0 nodad"));
+    node.ip(&format!("link set {ifname} up"));
+    pod.ip("link set eth0 up");
+    pod.ip("route add 169.254.1.1 dev eth0");
+    pod.ip("route add default via 169.254.1.1");
+    pod.ip("-6 route add default via fe80::1 dev eth0");
+    pod.ip(&format!("neigh replace 169.254.1.1 lladdr {host} dev eth0 nud permanent"));
+    pod.ip(&format!("-6 neigh replace fe80::1 lladdr {host} dev eth0 nud permanent"));
+    node.ip(&format!("route add {v4}/32 dev {ifname}"));
+    node.ip(&format!("-6 route add {v6}/128 dev {ifname}"));
+    node.ip(&format!("neigh replace {v4} lladdr {mac} dev {ifname} nud permanent"));
+    node.ip(&format!("-6 neigh replace {v6} lladdr {mac} dev {ifname} nud permanent"));
+}
+
+/// Loads what moat loads for so many policies that select the server, each letting in ten peers of its own on the
+/// measured port; the client is among the last one's.
+fn load(node: &Space, policies: u32, owner: bool) -> Dataplane {
+    let mut objects = vec![Object::Node(Node {
+        name: "node".into(),
+        addresses: vec![IpAddr::from([192, 168, 0, 1])],
+        pod_cidrs: Vec::new(),
+    })];
+    let label = |value: &str| Labels::from([(Arc::from("group"), Arc::from(value))]);
+    let group = |k: u32| format!("g{k}");
+    let pod = |name: &str, labels: Labels, node: &str, addresses: Vec<IpAddr>| {
+        Object::Pod(Pod {
+            name: NamespacedName::new("default", name),
+            labels,
+            node: Some(node.into()),
+            addresses,
+            ports: Vec::new(),
+            host_network: false,
+            finished: false,
+        })
+    };
+    let last = group(policies.saturating_sub(1));
+    objects.push(pod("client", label(&last), "node", vec![CLIENT.0.into(), CLIENT.1.into()]));
+    objects.push(pod("server", label("server"), "node", vec![SERVER.0.into(), SERVER.1.into()]));
+    for k in 0..policies {
+        for p in 0..PEERS {
+            let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 1, 0, 0).to_bits() + k * PEERS + p);
+            let name = format!("peer-{k}-{p}");
+            objects.push(pod(&name, label(&group(k)), "other", vec![address.into()]));
+        }
+        objects.push(Object::Policy(NetworkPolicy {
+            name: NamespacedName::new("default", format!("policy-{k}")),
+            subject: Selector::label("group", "server"),
+            ingress: Some(vec![Rule {
+                peers: Peers::Of(vec![Peer::Pods {
+                    namespaces: moat_policies::NamespaceScope::Own,
+                    pods: Selector::label("group", group(k)),
+                }]),
+                ports: Ports::Of(
+                    [Protocol::Tcp, Protocol::Udp]
+                        .map(|protocol| PortMatch { protocol, port: PortRef::Range(PORT, PORT) })
+                        .into(),
+                ),
+            }]),
+            egress: None,
+        }));
+    }
+    let mut cluster = Cluster::new();
+    cluster.reset(objects);
+    cluster.commit();
+    let local = |ifname: &str, (v4, v6, n): (Ipv4Addr, Ipv6Addr, u8)| {
+        let ifname = ifname.to_owned();
+        Some(LocalPod { ifname, pod_mac: [2, 0, 0, 0, 0, n], v4: Some(v4), v6: Some(v6) })
+    };
+    let pods = BTreeMap::from([
+        (NamespacedName::new("default", "client"), local("moatclient", CLIENT)),
+        (NamespacedName::new("default", "server"), local("moatserver", SERVER)),
+    ]);
+    let update = Update { policy: cluster.state("node"), pods };
+    let config = Config { owner, ..Config::default() };
+    node.run(move || Dataplane::start(config, &update)).expect("the tables are loaded")
+}
+
+fn report(worlds: &[World]) {
+    println!("{:<34} {:>14} {:>14} {:>14}", "", "connection, us", "packet, ns", "IPv6, ns");
+    for w in worlds {
+        let figures = [&w.connections, &w.packets, &w.packets6].map(|f| typical(f));
+        println!("{:<34} {:>14.1} {:>14.0} {:>14.0}", w.name, figures[0], figures[1], figures[2]);
+    }
+    let find = |name: &str| worlds.iter().find(|w| w.name == name).expect("a world");
+    let bare = find("conntrack only, no anti-spoofing");
+    let (guarded, one, many) = (find("conntrack only"), find("1 policy"), find("1,000 policies"));
+    println!();
+    ratio("new connections, 1,000 policies : 1 policy", &one.connections, &many.connections, 0.97);
+    ratio("new connections, 1 policy : conntrack only", &guarded.connections, &one.connections, 0.97);
+    ratio("new connections, 1,000 : conntrack only", &guarded.connections, &many.connections, 0.97);
+    ratio("established, 1 policy : conntrack only", &guarded.packets, &one.packets, 0.96);
+    ratio("established, 1,000 : conntrack only", &guarded.packets, &many.packets, 0.96);
+    ratio("the same over IPv6", &guarded.packets6, &many.packets6, 0.96);
+    difference("anti-spoofing, a packet", &bare.packets, &guarded.packets, 130.0);
+    difference("the same over IPv6", &bare.packets6, &guarded.packets6, 130.0);
+}
+
+/// How fast the second is, measured by the first.
+fn ratio(what: &str, base: &[f64], other: &[f64], to_reach: f64) {
+    let value = typical(base) / typical(other);
+    let word = if value >= to_reach { "" } else { "  MISSED" };
+    println!("{what:<46} {value:.3}   (to reach: {to_reach:.2}){word}");
+}
+
+fn difference(what: &str, base: &[f64], other: &[f64], at_most: f64) {
+    let value = typical(other) - typical(base);
+    let word = if value <= at_most { "" } else { "  MISSED" };
+    println!("{what:<46} {value:.0} ns   (at most: {at_most:.0} ns){word}");
+}
+
+/// The lowest twentieth: what it costs when nothing disturbs.
+fn typical(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 20]
+}
