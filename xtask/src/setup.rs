@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{cache, check, find, in_words};
 
-/// A program, the Debian and Ubuntu package that has it, and what it is for.
+/// A program or a file, the Debian and Ubuntu package that has it, and what it is for.
 struct Need {
     program: &'static str,
     package: &'static str,
@@ -22,6 +22,11 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need { program: "nft", package: "nftables", why: "reads our tables back, as an independent party" },
     Need { program: "ip", package: "iproute2", why: "shows links, addresses and routes to the tests" },
+    Need {
+        program: "/etc/protocols",
+        package: "netbase",
+        why: "has the names of protocols, for nft to print",
+    },
     Need { program: "go", package: "golang-go", why: "builds cnitool" },
 ];
 
@@ -35,16 +40,17 @@ const NEWER_GO: &str = "go1.25.0";
 pub(crate) fn run() -> Result<ExitCode> {
     ensure()?;
     for need in NEEDS {
-        println!("{:<10} {}", need.program, need.why);
+        println!("{:<15} {}", need.program, need.why);
     }
-    println!("{:<10} drives our CNI plugin as a container runtime would", "cnitool");
+    println!("{:<15} drives our CNI plugin as a container runtime would", "cnitool");
     println!("all here");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Makes sure that all of it is there.
 pub(crate) fn ensure() -> Result<()> {
-    let have_cnitool = find("cnitool").is_some();
+    // One of our own: an older one, which somebody else may have installed, does not speak CNI 1.1.
+    let have_cnitool = cache()?.join("bin/cnitool").is_file();
     // Go is only wanted to build cnitool.
     let wanted = |need: &&Need| find(need.program).is_none() && !(need.program == "go" && have_cnitool);
     let missing: Vec<&Need> = NEEDS.iter().filter(wanted).collect();
