@@ -33,6 +33,9 @@ pub enum PodNetError {
     /// A link vanished while it was worked on.
     #[error("the link {0} is gone; its pod was probably removed meanwhile")]
     LinkGone(String),
+    /// A link that is up on both ends, and yet passes nothing.
+    #[error("{0} is up, but the kernel does not let packets pass")]
+    NotReady(AttachmentKey),
     /// An attachment that nobody knows.
     #[error("there is no {0}")]
     UnknownAttachment(AttachmentKey),
@@ -65,7 +68,7 @@ impl PodNetError {
     fn code(&self) -> u32 {
         match self {
             // An address may be released, a podCIDR may come, a link may be made again.
-            PodNetError::Ipam(_) | PodNetError::LinkGone(_) => code::TRY_AGAIN,
+            PodNetError::Ipam(_) | PodNetError::LinkGone(_) | PodNetError::NotReady(_) => code::TRY_AGAIN,
             PodNetError::Journal(_) => code::IO_FAILURE,
             PodNetError::Kernel(_) | PodNetError::Sysctl(_) => code::KERNEL_REFUSED,
             PodNetError::Netns(_) => code::INVALID_ENVIRONMENT,

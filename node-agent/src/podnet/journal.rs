@@ -110,23 +110,31 @@ impl Contents {
     }
 }
 
+/// A file that has grown by this much, in bytes, and to twice what counted in it, is written anew.
+const SLACK: u64 = 1 << 20;
+
 /// The state file, open for writing by us alone.
 #[derive(Debug)]
 pub(crate) struct Journal {
+    folder: PathBuf,
     path: PathBuf,
     file: File,
+    /// What the file says, and the pending records with it.
+    contents: Contents,
+    /// At which length the file is written anew.
+    limit: u64,
     /// How long the file is without what a failed write may have left.
     length: u64,
     /// A failed write may have left something.
     dirty: bool,
     /// Records that did not fit on the disk; they go before anything else that is written.
     pending: Vec<Record>,
-    _lock: File,
+    lock: File,
 }
 
 impl Journal {
-    /// Opens the state file of `folder`, making it where there is none, and says what is in it.
-    pub(crate) fn open(folder: &Path) -> Result<(Self, Contents), JournalError> {
+    /// Opens the state file of `folder`, making it where there is none.
+    pub(crate) fn open(folder: &Path) -> Result<Self, JournalError> {
         fs::create_dir_all(folder).map_err(io_error("make the folder", folder))?;
         let lock_path = folder.join(LOCK);
         let lock = File::create(&lock_path).map_err(io_error("open", &lock_path))?;
@@ -136,32 +144,48 @@ impl Journal {
             Err(TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
         }
         let path = folder.join(FILE);
-        let (contents, length) = match read(&path)? {
-            Some(text) => decode(&path, &text)?,
-            None => (Contents::default(), 0),
+        let contents = match read(&path)? {
+            Some(text) => decode(&path, &text)?.0,
+            None => Contents::default(),
         };
-        let rewritten = rewrite(folder, &path, &contents);
-        let open = || OpenOptions::new().append(true).open(&path).map_err(io_error("open", &path));
-        let (file, length) = match rewritten {
-            Ok(length) => (open()?, length),
+        if let Err(error) = rewrite(folder, &path, &contents) {
             // A disk that is full now must not keep the pods that exist from being served: the old file is as good.
-            Err(error) if length > 0 => {
-                warn!(error = &error as &dyn std::error::Error, "the state file is kept as it is");
-                let file = open()?;
-                file.set_len(length).map_err(io_error("cut", &path))?;
-                (file, length)
+            warn!(error = &error as &dyn std::error::Error, "the state file cannot be written anew");
+            if !path.exists() {
+                return Err(error);
             }
-            Err(error) => return Err(error),
-        };
-        Ok((Self { path, file, length, dirty: false, pending: Vec::new(), _lock: lock }, contents))
+        }
+        let length = read(&path)?.map_or(Ok(0), |text| decode(&path, &text).map(|(_, length)| length))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(io_error("open", &path))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            path,
+            file,
+            contents,
+            limit: length * 2 + SLACK,
+            length,
+            // Of a file that was not written anew, what a crash left is still there.
+            dirty: true,
+            pending: Vec::new(),
+            lock,
+        })
+    }
+
+    /// What is recorded, or will be as soon as the disk takes it.
+    pub(crate) fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     /// Writes a record; it is on the disk when this returns. After a failure it is as if nothing had been asked.
     pub(crate) fn write(&mut self, record: Record) -> Result<(), JournalError> {
-        self.pending.push(record);
+        self.pending.push(record.clone());
         let result = self.flush();
-        if result.is_err() {
-            self.pending.pop();
+        match result {
+            Ok(()) => {
+                self.contents.apply(record);
+                self.rewrite_if_long();
+            }
+            Err(_) => drop(self.pending.pop()),
         }
         result
     }
@@ -171,10 +195,34 @@ impl Journal {
     /// For releases: until the record is written, a crash leaves the address with an attachment that is gone, which
     /// the next start sees and releases. So nothing is lost, and a full disk keeps no pod from being removed.
     pub(crate) fn write_or_keep(&mut self, record: Record) {
+        self.contents.apply(record.clone());
         self.pending.push(record);
-        if let Err(error) = self.flush() {
-            warn!(error = &error as &dyn std::error::Error, "a release will be recorded later");
+        match self.flush() {
+            Ok(()) => self.rewrite_if_long(),
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "a release will be recorded later"),
         }
+    }
+
+    /// Leaves out what no longer counts, where that is worth the writing. Nothing may be pending.
+    fn rewrite_if_long(&mut self) {
+        if self.length < self.limit {
+            return;
+        }
+        let rewritten = rewrite(&self.folder, &self.path, &self.contents).and_then(|length| {
+            let file =
+                OpenOptions::new().append(true).open(&self.path).map_err(io_error("open", &self.path))?;
+            Ok((length, file))
+        });
+        match rewritten {
+            Ok((length, file)) => {
+                self.file = file;
+                self.length = length;
+            }
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "the state file cannot be written anew")
+            }
+        }
+        self.limit = self.length * 2 + SLACK;
     }
 
     fn flush(&mut self) -> Result<(), JournalError> {
@@ -195,6 +243,13 @@ impl Journal {
             self.pending.clear();
             Ok(())
         }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock with a child process that was forked, and has not got to its exec.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -247,7 +302,7 @@ fn decode(path: &Path, text: &[u8]) -> Result<(Contents, u64), JournalError> {
     Ok((contents, good))
 }
 
-/// Writes the file anew; returns its length.
+/// Writes the file anew; returns its length. After an error the old file is as it was.
 fn rewrite(folder: &Path, path: &Path, contents: &Contents) -> Result<u64, JournalError> {
     let mut text = HEADER.as_bytes().to_vec();
     text.push(b'\n');
@@ -257,10 +312,14 @@ fn rewrite(folder: &Path, path: &Path, contents: &Contents) -> Result<u64, Journ
         let mut file = File::create(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(folder)?.sync_all()
+        fs::rename(&new, path)
     };
     write().map_err(io_error("write", &new))?;
+    // From the rename on, the new file is the one that counts, also if a power failure could still bring the old
+    // one back: they say the same.
+    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+        warn!(%error, "the state file's folder cannot be synced");
+    }
     Ok(text.len() as u64)
 }
 
@@ -301,8 +360,8 @@ mod tests {
 
     fn written() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, contents) = Journal::open(folder.path()).unwrap();
-        assert_eq!(contents, Contents::default());
+        let mut journal = Journal::open(folder.path()).unwrap();
+        assert_eq!(journal.contents(), &Contents::default());
         journal.write(Record::Attached(attachment("a", "10.1.0.1"))).unwrap();
         journal.write(Record::Attached(attachment("b", "10.1.0.2"))).unwrap();
         journal.write(Record::Released { key: AttachmentKey::new("a", "eth0"), at: 7 }).unwrap();
@@ -319,9 +378,9 @@ mod tests {
     fn what_was_written_is_read_again_and_again() {
         let (folder, _) = written();
         for _ in 0..3 {
-            let (_journal, contents) = Journal::open(folder.path()).unwrap();
-            assert_eq!(names(&contents), ["b", "c"]);
-            assert_eq!(contents.resting, BTreeMap::from([("10.1.0.1".parse().unwrap(), 7)]));
+            let journal = Journal::open(folder.path()).unwrap();
+            assert_eq!(names(journal.contents()), ["b", "c"]);
+            assert_eq!(journal.contents().resting, BTreeMap::from([("10.1.0.1".parse().unwrap(), 7)]));
             assert_eq!(read_attachments(folder.path()).unwrap().len(), 2);
         }
     }
@@ -355,11 +414,11 @@ mod tests {
         }
         for lost in [1, 2, 100] {
             fs::write(&path, &whole[..whole.len() - lost]).unwrap();
-            let (mut journal, _) = Journal::open(folder.path()).unwrap();
+            let mut journal = Journal::open(folder.path()).unwrap();
             journal.write(Record::Attached(attachment("d", "10.1.0.9"))).unwrap();
             drop(journal);
-            let (_, contents) = Journal::open(folder.path()).unwrap();
-            assert_eq!(names(&contents), ["b", "d"], "{lost} bytes lost");
+            let journal = Journal::open(folder.path()).unwrap();
+            assert_eq!(names(journal.contents()), ["b", "d"], "{lost} bytes lost");
         }
     }
 
@@ -377,16 +436,34 @@ mod tests {
     #[test]
     fn a_release_that_did_not_fit_goes_before_the_next_record() {
         let (folder, path) = written();
-        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        let mut journal = Journal::open(folder.path()).unwrap();
         // A file that cannot be written stands for the full disk.
         let good = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
         journal.write_or_keep(Record::Released { key: AttachmentKey::new("b", "eth0"), at: 9 });
         assert!(journal.write(Record::Attached(attachment("d", "10.1.0.2"))).is_err());
         journal.file = good;
         journal.write(Record::Attached(attachment("e", "10.1.0.2"))).unwrap();
+        let told = journal.contents().clone();
         drop(journal);
-        let (_, contents) = Journal::open(folder.path()).unwrap();
-        assert_eq!(names(&contents), ["c", "e"]);
-        assert!(!contents.resting.contains_key(&"10.1.0.2".parse().unwrap()));
+        let journal = Journal::open(folder.path()).unwrap();
+        assert_eq!(journal.contents(), &told);
+        assert_eq!(names(&told), ["c", "e"]);
+        assert!(!told.resting.contains_key(&"10.1.0.2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_long_life_makes_no_long_file() {
+        let (folder, path) = written();
+        let mut journal = Journal::open(folder.path()).unwrap();
+        // As if it had grown: the next record makes it be written anew.
+        journal.limit = journal.length;
+        journal.write(Record::Attached(attachment("d", "10.1.0.4"))).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), journal.length);
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert_eq!(lines, 1 + 1 + 3, "the header, one resting address, three attachments");
+        journal.write(Record::Attached(attachment("e", "10.1.0.5"))).unwrap();
+        let told = journal.contents().clone();
+        drop(journal);
+        assert_eq!(Journal::open(folder.path()).unwrap().contents(), &told);
     }
 }

@@ -4,10 +4,12 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 const NLM_F_REQUEST: u16 = 0x1;
@@ -26,6 +28,8 @@ const NLMSG_DONE: u16 = 3;
 const NLMSG_OVERRUN: u16 = 4;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
 
 /// What the kernel did not do, and why.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +174,24 @@ impl Netlink {
                 }
             })
             .collect()
+    }
+
+    /// From now on, changes of links and of IPv6 routes are told as well: see [`Netlink::wait`].
+    pub(crate) fn watch(&mut self) -> Result<(), NetlinkError> {
+        let join = |group| self.socket.add_membership(group);
+        let joined = join(RTNLGRP_LINK).and_then(|()| join(RTNLGRP_IPV6_ROUTE));
+        joined.map_err(|errno| NetlinkError::new("watch the links and routes", errno))
+    }
+
+    /// Waits until something is told, at most so long; what it is, is read by the next request.
+    pub(crate) fn wait(&self, at_most: Duration) -> Result<(), NetlinkError> {
+        let failed = |errno: io::Error| NetlinkError::new("wait for a change of the links and routes", errno);
+        let timeout = Timespec::try_from(at_most).map_err(|error| failed(io::Error::other(error)))?;
+        match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => self.receive(|_| {}).map_err(failed),
+            Err(errno) => Err(failed(errno.into())),
+        }
     }
 
     /// Everything that a dump lists.

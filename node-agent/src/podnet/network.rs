@@ -13,7 +13,6 @@ use super::PodNetError;
 use super::attachment::{Attachment, AttachmentKey};
 use super::journal::{self, JournalError};
 use super::node::NodeNetwork;
-use super::wire;
 
 /// How a node's pod network is set up.
 #[derive(Clone, Debug)]
@@ -99,7 +98,7 @@ impl PodNet {
     /// Sets the node's end up and leads the pod's addresses to it: from now on packets pass. May be called again.
     pub async fn activate(&self, attachment: &Attachment) -> Result<(), PodNetError> {
         let attachment = attachment.clone();
-        self.blocking(move |node| node.netlink(|netlink| wire::connect(netlink, &attachment))).await
+        self.blocking(move |node| node.activate(&attachment)).await
     }
 
     /// Takes an attachment away and returns what it was; `None` where there was none. After an error nothing was

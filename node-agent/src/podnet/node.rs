@@ -18,7 +18,7 @@ use super::ipam::Ipam;
 use super::journal::{Journal, Record};
 use super::messages::Link;
 use super::netlink::Netlink;
-use super::netns::Netns;
+use super::netns::{Netns, NetnsError};
 use super::routes;
 use super::sysctl;
 use super::wire;
@@ -42,10 +42,15 @@ pub(crate) struct NodeNetwork {
 struct State {
     ipam: Ipam,
     journal: Journal,
-    attachments: BTreeMap<AttachmentKey, Attachment>,
     mtu: u32,
     /// What was last said about nodes without a route, so that it is said once.
     skipped: BTreeSet<String>,
+}
+
+impl State {
+    fn attachments(&self) -> &BTreeMap<AttachmentKey, Attachment> {
+        &self.journal.contents().attachments
+    }
 }
 
 /// Microseconds since the Unix epoch that never go back while the agent runs, whatever is done to the machine's clock.
@@ -69,23 +74,17 @@ impl Clock {
 impl NodeNetwork {
     /// Takes over what is there; see [`super::PodNet::open`].
     pub(crate) fn open(config: PodNetConfig) -> Result<Self, PodNetError> {
-        let (journal, contents) = Journal::open(&config.state_dir)?;
+        let journal = Journal::open(&config.state_dir)?;
         let clock = Clock::start();
         let mut ipam = Ipam::new(config.address_rest);
-        for (address, at) in contents.resting {
+        for (&address, &at) in &journal.contents().resting {
             // The clock may have been set back since.
             ipam.release(address, at.min(clock.at_start));
         }
-        for address in contents.attachments.values().flat_map(Attachment::addresses) {
+        for address in journal.contents().attachments.values().flat_map(Attachment::addresses) {
             ipam.hold(address);
         }
-        let state = State {
-            ipam,
-            journal,
-            attachments: contents.attachments,
-            mtu: config.mtu.unwrap_or(DEFAULT_MTU),
-            skipped: BTreeSet::new(),
-        };
+        let state = State { ipam, journal, mtu: config.mtu.unwrap_or(DEFAULT_MTU), skipped: BTreeSet::new() };
         let network = Self {
             config,
             node: Netns::current()?,
@@ -119,11 +118,11 @@ impl NodeNetwork {
     }
 
     pub(crate) fn attachments(&self) -> Vec<Attachment> {
-        self.state().attachments.values().cloned().collect()
+        self.state().attachments().values().cloned().collect()
     }
 
     pub(crate) fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
-        self.state().attachments.get(key).cloned()
+        self.state().attachments().get(key).cloned()
     }
 
     pub(crate) fn available(&self) -> Result<(), PodNetError> {
@@ -145,7 +144,12 @@ impl NodeNetwork {
                 }
                 _ => {
                     info!(pod = %attachment.pod(), attachment = %attachment.key(), "its pod is gone: released");
-                    self.remove(&attachment.key())?;
+                    if let Err(error) = self.remove(&attachment.key()) {
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "it stays recorded, and so do its addresses"
+                        );
+                    }
                 }
             }
         }
@@ -157,14 +161,17 @@ impl NodeNetwork {
                 );
             }
         }
-        self.remove_strays()
+        if let Err(error) = self.remove_strays() {
+            warn!(error = &error as &dyn std::error::Error, "a link that belongs to no attachment stays");
+        }
+        Ok(())
     }
 
     /// Removes the links that look like a pod's and belong to no attachment. Their addresses are not known to be taken, so
     /// they must not be left to answer for them.
     pub(crate) fn remove_strays(&self) -> Result<(), PodNetError> {
         let known: BTreeSet<String> =
-            self.state().attachments.values().map(|a| a.host_ifname.clone()).collect();
+            self.state().attachments().values().map(|a| a.host_ifname.clone()).collect();
         let mut errors = Vec::new();
         for link in self.links()? {
             if link.veth && is_host_ifname(&link.name) && !known.contains(&link.name) {
@@ -181,10 +188,14 @@ impl NodeNetwork {
 
     pub(crate) fn prepare(&self, request: Prepare) -> Result<Attachment, PodNetError> {
         let key = request.key;
+        let pod = Netns::open(&request.netns)?;
+        if pod.is(&self.node) {
+            return Err(NetnsError::NotAPods(request.netns).into());
+        }
         let host_ifname = key.host_ifname();
         if let Some(link) = self.netlink(|netlink| Ok(netlink.link(&host_ifname)?))?
             && link.up
-            && self.state().attachments.contains_key(&key)
+            && self.state().attachments().contains_key(&key)
         {
             return Err(PodNetError::InterfaceExists(key));
         }
@@ -215,10 +226,9 @@ impl NodeNetwork {
                 }
                 return Err(error.into());
             }
-            state.attachments.insert(key.clone(), attachment.clone());
             attachment
         };
-        if let Err(error) = wire::build(&attachment, &self.node) {
+        if let Err(error) = wire::build(&attachment, &pod, &self.node) {
             return Err(match self.remove(&key) {
                 Ok(_) => error,
                 Err(also) => PodNetError::Several(vec![error, also]),
@@ -227,12 +237,19 @@ impl NodeNetwork {
         Ok(attachment)
     }
 
+    pub(crate) fn activate(&self, attachment: &Attachment) -> Result<(), PodNetError> {
+        // On a thread that is sure to be in the node's namespace, where the link's parameters are.
+        self.node.run(|| sysctl::prepare_host_end(&attachment.host_ifname, attachment.v6.is_some()))??;
+        self.netlink(|netlink| wire::connect(netlink, attachment))?;
+        wire::wait_until_ready(attachment, &Netns::open(&attachment.netns)?)
+    }
+
     pub(crate) fn remove(&self, key: &AttachmentKey) -> Result<Option<Attachment>, PodNetError> {
         // The link first: an address is free only when nobody can use it any more. The name follows from the key, so that
         // a link is found which no record tells of.
         self.netlink(|netlink| Ok(wire::remove(netlink, &key.host_ifname())?))?;
         let mut state = self.state();
-        let Some(attachment) = state.attachments.remove(key) else {
+        let Some(attachment) = state.attachments().get(key).cloned() else {
             return Ok(None);
         };
         let now = self.clock.now();
@@ -272,12 +289,15 @@ impl NodeNetwork {
         let first =
             |ipv6: bool| local.pod_cidrs.iter().copied().find(|cidr| matches!(cidr, IpNet::V6(_)) == ipv6);
         let (v4, v6) = (first(false), first(true));
-        if v4.is_some() {
-            sysctl::forward_ipv4()?;
-        }
-        if v6.is_some() {
-            sysctl::forward_ipv6()?;
-        }
+        self.node.run(|| {
+            if v4.is_some() {
+                sysctl::forward_ipv4()?;
+            }
+            if v6.is_some() {
+                sysctl::forward_ipv6()?;
+            }
+            Ok::<_, PodNetError>(())
+        })??;
         let wanted = routes::wanted(local, others);
         let mtu = match self.config.mtu {
             Some(mtu) => mtu,

@@ -10,7 +10,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
-use super::messages::family;
+use super::messages::{family, full_length};
 use super::netlink::{Existing, Netlink, NetlinkError, Request};
 
 /// The mark (`rtm_protocol`) on every route that moat makes in the node's namespace, so that its own can be told from
@@ -125,6 +125,22 @@ impl fmt::Display for Route {
 }
 
 impl Netlink {
+    /// Whether packets for `address` are taken in here.
+    pub(crate) fn is_local(&mut self, address: IpAddr) -> Result<bool, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = full_length(address);
+        message.attributes = vec![RouteAttribute::Destination(route_address(address))];
+        let ask =
+            Request::plain(RouteNetlinkMessage::GetRoute(message), format!("look up the route to {address}"));
+        match self.get(ask) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
+            Ok(_) => Ok(false),
+            Err(error) if error.is(Errno::NETUNREACH) || error.is(Errno::HOSTUNREACH) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The routes of the main table, of one family: only moat's own, or all.
     pub(crate) fn routes(&mut self, ipv6: bool, own: bool) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();

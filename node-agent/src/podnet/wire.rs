@@ -1,6 +1,7 @@
 //! The wire between a pod and its node: making the veth pair and both of its ends, and taking it away.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -12,6 +13,9 @@ use super::netns::Netns;
 use super::route::{Hop, Route};
 use super::sysctl;
 use ipnet::IpNet;
+
+/// How long the kernel may take to notice that both ends of a pair are up.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// The gateway of an address's family.
 pub(crate) fn gateway(address: IpAddr) -> IpAddr {
@@ -53,11 +57,7 @@ pub(crate) fn host_route(index: u32, address: IpAddr) -> Route {
 ///
 /// It is born in the pod's namespace, because there the name it shall have is free or the runtime is mistaken;
 /// the other way round, two pods' ends would meet under one name in the node's namespace.
-pub(crate) fn build(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError> {
-    let pod = Netns::open(&attachment.netns)?;
-    if pod.is(node) {
-        return Err(PodNetError::Netns(super::NetnsError::NotAPods(attachment.netns.clone())));
-    }
+pub(crate) fn build(attachment: &Attachment, pod: &Netns, node: &Netns) -> Result<(), PodNetError> {
     pod.run(|| build_inside(attachment, node))?
 }
 
@@ -98,11 +98,46 @@ fn exists(error: NetlinkError, attachment: &Attachment) -> PodNetError {
     }
 }
 
+/// Waits until the pod's end sends and takes packets.
+///
+/// Two things the kernel does in its own time: it was set up before the node's end was, so it learns of its carrier a moment
+/// after the node's end is up, and swallows until then what the pod sends; and an IPv6 address gets its local
+/// route from a work queue, even where no duplicate address detection is asked for.
+pub(crate) fn wait_until_ready(attachment: &Attachment, pod: &Netns) -> Result<(), PodNetError> {
+    pod.run(|| {
+        let mut netlink = Netlink::open()?;
+        netlink.watch()?;
+        let deadline = Instant::now() + READY_WITHIN;
+        while !is_ready(&mut netlink, attachment)? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(PodNetError::NotReady(attachment.key()));
+            }
+            netlink.wait(left)?;
+        }
+        Ok(())
+    })?
+}
+
+fn is_ready(netlink: &mut Netlink, attachment: &Attachment) -> Result<bool, PodNetError> {
+    // On kernels since 6.8 the question itself makes the kernel look at the carrier.
+    match netlink.link(&attachment.ifname)? {
+        None => return Err(PodNetError::LinkGone(attachment.ifname.clone())),
+        Some(link) if !link.running => return Ok(false),
+        Some(_) => {}
+    }
+    for address in attachment.addresses() {
+        if !netlink.is_local(address)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Sets the node's end up and leads the pod's addresses to it. Doing it again changes nothing.
 pub(crate) fn connect(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), PodNetError> {
     let name = attachment.host_ifname.as_str();
     let index = index_of(netlink, name)?;
-    sysctl::prepare_host_end(name, attachment.v6.is_some())?;
     let mut requests = Vec::with_capacity(6);
     if sysctl::has_ipv6() {
         requests.push(messages::no_made_up_address(index, name));

@@ -157,6 +157,60 @@ fn killed_at_any_moment_no_address_has_two_owners() {
     });
 }
 
+/// On a full disk no pod comes, but pods go; and what was told before still holds.
+#[test]
+fn a_full_disk() {
+    in_world(|| {
+        let mut node = TestNode::alone(&["10.1.0.0/24"]);
+        let state_dir = node.state_dir();
+        std::fs::create_dir(&state_dir).unwrap();
+        let disk = state_dir.clone();
+        node.ns.run(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let mount = |arguments: &[&str]| {
+                assert!(Command::new("mount").args(arguments).arg(&disk).status().unwrap().success());
+            };
+            assert!(Command::new("mount").args(["--make-rprivate", "/"]).status().unwrap().success());
+            mount(&["-t", "tmpfs", "-o", "size=64k", "state"]);
+        });
+        node.start();
+        let plugin = node.plugin();
+        let (a, b) = (plugin.pod("a"), plugin.pod("b"));
+        let fill = format!("cat /dev/zero > {0}/junk 2>/dev/null || test -s {0}/junk", state_dir.display());
+        node.ns.sh(&fill);
+        let ns = Namespace::new();
+        // The file's last page may still take a record or two.
+        let mut given = Vec::new();
+        let refused = loop {
+            let ns = Namespace::new();
+            let answer = plugin.run("ADD", &format!("c{}", given.len()), &ns.path);
+            if !answer.success {
+                break answer;
+            }
+            given.push((ns, addresses(&answer.ok())));
+            assert!(given.len() < 20, "the disk is not full");
+        };
+        let error = refused.fails_with(5);
+        assert!(error["details"].as_str().unwrap().contains("No space left"), "{error}");
+        assert_eq!(node.pod_links().len(), 2 + given.len());
+        plugin.run("DEL", "a", &a.ns.path).ok();
+        assert_eq!(node.pod_links().len(), 1 + given.len());
+        tcp(&node.ns, &b.ns, b.addresses[0]);
+        // An agent that starts while the disk is full serves the pods that there are.
+        node.stop();
+        node.start();
+        plugin.check("b", &b.ns.path, &b.result).ok();
+        plugin.run("ADD", "d", &ns.path).fails_with(5);
+        node.ns.sh(&format!("rm {}/junk", state_dir.display()));
+        let new = addresses(&plugin.run("ADD", "d", &ns.path).ok());
+        assert!(!new.contains(&b.addresses[0]) && given.iter().all(|(_, old)| old != &new));
+        let before = node.podnet().attachments();
+        node.stop();
+        node.start();
+        assert_eq!(node.podnet().attachments(), before);
+    });
+}
+
 /// An agent that dies between the steps of ADD leaves a link that is down; the next ADD of the same container starts
 /// afresh, and so does one after GC.
 #[test]

@@ -112,7 +112,7 @@ fn an_agent_that_starts_again_takes_over() {
             assert!(!a.addresses.contains(address) && !b.addresses.contains(address));
             assert!(!gone_addresses.contains(address), "fresh addresses go first");
         }
-        let recorded = moat_agent::podnet::read_attachments(node.folder.path()).unwrap();
+        let recorded = moat_agent::podnet::read_attachments(&node.state_dir()).unwrap();
         assert_eq!(recorded, node.podnet().attachments());
         assert_eq!(a.id, recorded[0].container_id);
     });

@@ -162,10 +162,18 @@ pub(crate) fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Node {
 impl TestNode {
     /// A running node with these podCIDRs, alone in its world.
     pub(crate) fn new(pod_cidrs: &[&str]) -> Self {
-        let mut node = Self::stopped(self::node("a", &["192.0.2.1", "2001:db8::1"], pod_cidrs));
-        node.ns.sh("ip link add uplink type veth peer name outside; ip link set outside up; ip link set uplink mtu 1450 up
-             ip addr add 192.0.2.1/24 dev uplink; ip addr add 2001:db8::1/64 dev uplink nodad");
+        let mut node = Self::alone(pod_cidrs);
         node.start();
+        node
+    }
+
+    /// The same, not yet started.
+    pub(crate) fn alone(pod_cidrs: &[&str]) -> Self {
+        let node = Self::stopped(self::node("a", &["192.0.2.1", "2001:db8::1"], pod_cidrs));
+        node.ns.sh(
+            "ip link add uplink type veth peer name outside; ip link set outside up; ip link set uplink mtu 1450 up
+             ip addr add 192.0.2.1/24 dev uplink; ip addr add 2001:db8::1/64 dev uplink nodad",
+        );
         node
     }
 
@@ -180,17 +188,21 @@ impl TestNode {
         self.folder.path().join("agent.sock")
     }
 
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// Starts pod network and server, as an agent's start does.
     pub(crate) fn start(&mut self) {
         let (local, others, rest) = (self.local.clone(), self.others.clone(), self.rest);
-        let (folder, socket) = (self.folder.path().to_owned(), self.socket());
+        let (state_dir, socket) = (self.state_dir(), self.socket());
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, ready) = channel();
         let thread = self.ns.run(move || {
             thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async move {
-                    let config = PodNetConfig { address_rest: rest, ..PodNetConfig::new(folder) };
+                    let config = PodNetConfig { address_rest: rest, ..PodNetConfig::new(state_dir) };
                     let podnet = PodNet::open(config).unwrap();
                     podnet.set_nodes(&local, &others).await.unwrap();
                     let server = CniServer::bind(&socket).unwrap();
