@@ -1,5 +1,5 @@
-//! Policies that nobody would write, one set after the other in the same lab: packets and engine agree on all of them,
-//! and so the agents got from each set to the next.
+//! Policies that nobody would write, one set after the other in the same lab, for pods that come and go: packets and engine
+//! agree on all of them, and so the agents got from each set to the next.
 //!
 //! `MOAT_LAB_SEED` and `MOAT_LAB_ROUNDS` choose others, and more of them.
 
@@ -126,17 +126,21 @@ fn policy(r: &mut Random, number: usize) -> Value {
     })
 }
 
-/// Pods of every namespace and tier, two of them odd; their ports have the same names and different numbers.
-fn pods() -> Value {
+/// Pods of every namespace and tier, now and then one less; their ports have the same names and different numbers. One is
+/// in its node's network.
+fn pods(r: &mut Random) -> Value {
     let mut items = Vec::new();
     for (at, namespace) in NAMESPACES.iter().enumerate() {
         for (number, tier) in TIERS.iter().enumerate() {
-            let mut labels = json!({ "tier": tier });
-            if at == number {
+            if r.one_in(8) && !items.is_empty() {
+                continue;
+            }
+            let mut labels = json!({ "tier": if r.one_in(5) { r.pick(&TIERS) } else { tier } });
+            if r.one_in(4) {
                 labels["odd"] = json!("yes");
             }
             let ports = json!([
-                { "name": "main", "containerPort": 80 + number % 2 },
+                { "name": "main", "containerPort": 80 + r.below(2) },
                 { "name": "main-udp", "containerPort": 53, "protocol": "UDP" },
             ]);
             items.push(json!({
@@ -171,10 +175,10 @@ fn number_from(variable: &str, otherwise: u64) -> u64 {
 fn packets_and_engine_agree_on_one_set_of_policies_after_the_other() {
     let (seed, rounds) = (number_from("MOAT_LAB_SEED", 20_261_122), number_from("MOAT_LAB_ROUNDS", 8));
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), "pods.json", &pods());
     let world = "203.0.113.10 443/TCP\n203.0.113.20 53/UDP\n2001:db8::10 443/TCP\n2001:db8::20\n";
     fs::write(folder.path().join("world.txt"), world).unwrap();
     let mut r = Random(seed | 1);
+    write(folder.path(), "pods.json", &pods(&mut r));
     let lab = UpLab::up(folder.path(), &["--dual-stack"]);
     let (mut allowed, mut denied) = (0, 0);
     for round in 0..rounds {
@@ -182,14 +186,21 @@ fn packets_and_engine_agree_on_one_set_of_policies_after_the_other() {
         let policies = (0..count).map(|number| policy(&mut r, number)).collect();
         let policies = list(policies);
         write(folder.path(), "policies.json", &policies);
+        // Every second set of policies meets pods that came, went or have other labels.
+        if round % 2 == 1 {
+            write(folder.path(), "pods.json", &pods(&mut r));
+        }
         let (status, report) = lab.probe(&[]);
         let report = report.unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}\n{policies:#}"));
+        let manifests =
+            || fs::read_to_string(folder.path().join("pods.json")).unwrap() + &policies.to_string();
         let differences = common::differences(&report);
         assert!(
             status == 0 && differences.is_empty(),
-            "seed {seed}, round {round}: {} differences\n{}\n{policies:#}",
+            "seed {seed}, round {round}: {} differences\n{}\n{}",
             differences.len(),
-            differences.join("\n")
+            differences.join("\n"),
+            manifests()
         );
         allowed += report.cells.iter().filter(|c| c.predicted).count();
         denied += report.cells.iter().filter(|c| !c.predicted).count();
