@@ -6,7 +6,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Place, Warning};
-use crate::tree::{Entry, Node, Value};
+use crate::tree::{Entry, Node, Value, shorten};
+
+/// The most errors, and the most warnings, that are told: an input can hold millions, each with a path.
+pub(crate) const MOST_TOLD: usize = 10_000;
+
+/// What a number must be that is a float to the reader.
+pub(crate) const WHOLE: &str = "a whole number, without leading zeros, point or exponent";
 
 /// The path of a field, as the API server writes it.
 #[derive(Clone, Copy)]
@@ -46,10 +52,12 @@ impl fmt::Display for Path<'_> {
         match self.step {
             Step::Root => Ok(()),
             Step::Index(index) => write!(f, "[{index}]"),
-            // A label's key is no field's name.
-            Step::Field(name) if name.contains(['.', '/', ' ']) => write!(f, "[{name:?}]"),
-            Step::Field(name) if below_root => f.write_str(name),
-            Step::Field(name) => write!(f, ".{name}"),
+            Step::Field(name) => match shorten(name) {
+                // A label's key is no field's name.
+                key if key.contains(['.', '/', ' ']) => write!(f, "[{key:?}]"),
+                name if below_root => f.write_str(&name),
+                name => write!(f, ".{name}"),
+            },
         }
     }
 }
@@ -76,6 +84,9 @@ impl Context<'_> {
     }
 
     pub(crate) fn refuse_at(&mut self, line: u32, path: &Path<'_>, reason: impl Into<String>) {
+        if self.errors.len() >= MOST_TOLD {
+            return;
+        }
         let field = match path.to_string() {
             root if root.is_empty() => "the document".to_string(),
             field => field,
@@ -85,6 +96,9 @@ impl Context<'_> {
 
     /// Something is odd about it.
     pub(crate) fn warn(&mut self, line: u32, path: &Path<'_>, reason: impl Into<String>) {
+        if self.warnings.len() >= MOST_TOLD {
+            return;
+        }
         let warning = Warning { place: self.at(line), field: path.to_string(), reason: reason.into() };
         self.warnings.push(warning);
     }
@@ -143,8 +157,9 @@ impl Context<'_> {
         match &node.value {
             Value::Int(number) => Some(*number),
             Value::Text(text) if text.parse::<i64>().is_ok() => {
-                self.wrong_type(node, &path.field(name), "a whole number, without quotes or leading zeros")
+                self.wrong_type(node, &path.field(name), "a whole number, without quotes")
             }
+            Value::Float(_) => self.wrong_type(node, &path.field(name), WHOLE),
             _ => self.wrong_type(node, &path.field(name), "a whole number"),
         }
     }
@@ -278,7 +293,9 @@ pub(crate) fn leading_zeros(text: &str) -> bool {
 }
 
 fn unknown_field(name: &str, known: &[&str]) -> String {
-    match known.iter().map(|k| (distance(name, k), k)).min() {
+    // A name so much longer or shorter is none of these, and need not be looked at: it can be millions of letters long.
+    let near = known.iter().filter(|k| k.len().abs_diff(name.len()) <= 2);
+    match near.map(|k| (distance(name, k), k)).min() {
         Some((0..=2, near)) => format!("no such field; did you mean {near}?"),
         _ => "no such field".into(),
     }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! What the API server v1.36 would refuse on create is refused here, with file, document, line, field path and reason;
-//! all of an input's errors are told, and an input with an error gives no objects at all. So:
+//! all of an input's errors are told (of very many the first ten thousand), and an input with an error gives no objects
+//! at all. So:
 //!
 //! - In a NetworkPolicy every field is read, and an unknown one is an error: a rule with `form` in place of `from`
 //!   would admit everybody. Elsewhere an unknown field is a [`Warning`], and of Pods and workloads only the fields

@@ -110,3 +110,25 @@ proptest! {
         let _ = decode([("x.yaml", &bytes[..])]);
     }
 }
+
+/// Unknown names are compared with the known ones, and each error holds its path: neither may cost the square of
+/// what is read.
+#[test]
+fn very_long_names_cost_what_they_are_long() {
+    let long = |i: usize| format!("{}{i}", "x".repeat(200_000));
+    let unknown: Vec<String> = (0..20).map(|i| format!("{:?}: 1", long(i))).collect();
+    let pod = format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "a"}}, "spec": {{{}, "containers": []}}}}"#,
+        unknown.join(", ")
+    );
+    let twice = format!(
+        r#"{{"apiVersion": "v1", "kind": "ConfigMap", {:?}: {{{}}}}}"#,
+        long(0),
+        vec![r#""a": 1"#; 30_000].join(", ")
+    );
+    for (text, told) in [(pod, 1), (twice, 10_000)] {
+        let errors = decode([("x.json", text.as_bytes())]).unwrap_err();
+        assert_eq!(errors.iter().count(), told);
+        assert!(errors.iter().all(|e| e.to_string().len() < 300));
+    }
+}
