@@ -9,7 +9,7 @@ use crate::Manifests;
 use crate::cluster::{namespace, node};
 use crate::error::{Error, Errors, Place, Warning};
 use crate::fields::{Context, Path};
-use crate::kinds::{Use, use_of};
+use crate::kinds::{Use, is_list_of, use_of};
 use crate::meta::Meta;
 use crate::pod::pod;
 use crate::policy::network_policy;
@@ -89,7 +89,7 @@ impl Decoder {
         let api_version = required("apiVersion", implied.map(|(version, _)| version));
         let (Some(kind), Some(api_version)) = (kind, api_version) else { return };
         if let Some(of) = kind.strip_suffix("List")
-            && (api_version == "v1" && of.is_empty()
+            && (is_list_of(&api_version, of)
                 || matches!(root.get("items"), Some(Node { value: Value::List(_), .. })))
         {
             return self.list(place, root, (&api_version, of), depth);

@@ -53,8 +53,7 @@ pub(crate) fn use_of(api_version: &str, kind: &str) -> Result<Use, (&'static str
         );
         return Err(("kind", reason));
     }
-    let served = SERVED.iter().find(|(version, _)| *version == api_version);
-    if served.is_some_and(|(_, kinds)| kinds.contains(&kind)) {
+    if is_served(api_version, kind) {
         return Ok(match kind {
             "Namespace" => Use::Namespace,
             "Node" => Use::Node,
@@ -77,6 +76,16 @@ pub(crate) fn use_of(api_version: &str, kind: &str) -> Result<Use, (&'static str
         return Err(("kind", reason));
     }
     Ok(Use::Skip)
+}
+
+/// Whether the kind that is this one and `List` is a list of objects also where it holds none: `List` itself, and those of
+/// the kinds that are served.
+pub(crate) fn is_list_of(api_version: &str, kind: &str) -> bool {
+    (api_version == "v1" && kind.is_empty()) || is_served(api_version, kind)
+}
+
+fn is_served(api_version: &str, kind: &str) -> bool {
+    SERVED.iter().any(|(version, kinds)| *version == api_version && kinds.contains(&kind))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use moat_policies::{
 };
 
 use crate::cidr::cidr;
-use crate::fields::{Context, Path, shared};
+use crate::fields::{Context, Path, WHOLE, shared};
 use crate::meta::{Naming, metadata, selector};
 use crate::names::{dns_subdomain, port_name, port_number};
 use crate::tree::{Node, Value};
@@ -211,7 +211,7 @@ fn port(c: &mut Context<'_>, node: &Node, path: &Path<'_>) -> Option<PortMatch> 
             first.zip(last).map(|(first, last)| PortRef::Range(first, last))
         }
         Some(other) => {
-            c.refuse(other, &path_port, format!("must be a number or a port's name, not {}", other.what()));
+            c.refuse(other, &path_port, format!("must be {WHOLE}, or a port's name, not {}", other.what()));
             None
         }
     };

@@ -167,9 +167,10 @@ fn yaml_options() -> serde_saphyr::Options {
     options! {
         // Told apart with both lines and the field's path when the tree is read.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        // `0755` and `1_000` are numbers to some readers and strings to others: to us strings, which no number field takes.
-        leading_zero_numbers_as_strings: true,
-        underscored_numbers_as_strings: true,
+        // To the API server's reader `0755` and `1_000` are numbers, so no string field takes them. With a leading zero,
+        // which may mean octal, it is a float here, so no number field takes it either.
+        leading_zero_numbers_as_strings: false,
+        underscored_numbers_as_strings: false,
         with_snippet: false,
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_ALIASED },
         budget: serde_saphyr::budget! {

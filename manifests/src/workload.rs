@@ -106,6 +106,7 @@ pub(crate) fn workload(c: &mut Context<'_>, object: &Node, kind: WorkloadKind) -
     let rule = match kind {
         WorkloadKind::StatefulSet => dns_label,
         WorkloadKind::CronJob => cron_job_name,
+        WorkloadKind::Job => job_name,
         _ => dns_subdomain,
     };
     let meta = metadata(c, object, Naming { namespaced: true, rule });
@@ -128,6 +129,14 @@ fn cron_job_name(text: &str) -> Result<(), String> {
     match text.len() {
         0..=52 => dns_subdomain(text),
         long => Err(format!("{long} characters long; at most 52 are allowed")),
+    }
+}
+
+/// A Job's name becomes a label of its pods.
+fn job_name(text: &str) -> Result<(), String> {
+    match text.len() {
+        0..=63 => dns_subdomain(text),
+        long => Err(format!("{long} characters long; at most 63 are allowed")),
     }
 }
 

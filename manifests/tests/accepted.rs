@@ -280,7 +280,9 @@ fn lists_hold_objects() {
         item("").replace("NAME", "b"),
     );
     assert_eq!(pod_names(&read(&list)), ["default/a", "default/b"]);
-    assert_eq!(pod_names(&read("apiVersion: v1\nkind: List\nitems: []\n")), [""; 0]);
+    for empty in ["kind: List\nitems: []", "kind: PodList\nitems: null", "kind: PodList"] {
+        assert_eq!(pod_names(&read(&format!("apiVersion: v1\n{empty}\n"))), [""; 0], "{empty}");
+    }
 }
 
 #[test]

@@ -127,6 +127,9 @@ fn selectors() {
             "must be a string; put it in quotes, not the boolean true",
         ),
         ("{matchLabels: {a: 1}}", ".matchLabels.a", "not the number 1"),
+        ("{matchLabels: {a: 012}}", ".matchLabels.a", "put it in quotes"),
+        ("{matchLabels: {a: 08}}", ".matchLabels.a", "put it in quotes"),
+        ("{matchLabels: {a: 1_000}}", ".matchLabels.a", "put it in quotes"),
         ("{matchLabels: {a: [b]}}", ".matchLabels.a", "must be a string, not a list"),
         ("{matchLabels: [a]}", ".matchLabels", "must be an object"),
         (
@@ -185,10 +188,12 @@ fn ports() {
         ("{port: 0}", ".port", "between 1 and 65535"),
         ("{port: 70000}", ".port", "70000 must lie between 1 and 65535"),
         ("{port: -1}", ".port", "between 1 and 65535"),
-        ("{port: 80.5}", ".port", "a number or a port's name"),
+        ("{port: 80.5}", ".port", "without leading zeros, point or exponent, or a port's name"),
         ("{port: true}", ".port", "not the boolean true"),
         ("{port: '80'}", ".port", "a number stands without quotes"),
-        ("{port: 0080}", ".port", "a number stands without quotes"),
+        ("{port: 0080}", ".port", "without leading zeros"),
+        ("{port: 010}", ".port", "without leading zeros"),
+        ("{port: 10, endPort: 012}", ".endPort", "without leading zeros"),
         ("{port: ''}", ".port", "1 to 15"),
         ("{port: HTTP}", ".port", "lower-case"),
         ("{port: a--b}", ".port", "two '-'"),
@@ -400,6 +405,15 @@ fn workloads() {
             "must be OnFailure or Never in a Job",
         ),
         (
+            format!(
+                "{{apiVersion: batch/v1, kind: Job, metadata: {{name: {}}}, spec: {{{}}}}}",
+                "a".repeat(64),
+                template.replace("spec: {", "spec: {restartPolicy: Never, ")
+            ),
+            "metadata.name",
+            "at most 63",
+        ),
+        (
             "{apiVersion: batch/v1, kind: CronJob, metadata: {name: j}, spec: {schedule: x}}".to_string(),
             "spec.jobTemplate",
             "missing",
@@ -457,6 +471,7 @@ fn kinds() {
             "verdicts would be wrong",
         ),
         ("{apiVersion: v1, kind: List, items: {}}", "items", "must be a list"),
+        ("{apiVersion: v1, kind: PodList, items: {}}", "items", "must be a list"),
         ("{apiVersion: v1, kind: List, items: [3]}", "items[0]", "must be a Kubernetes object"),
         ("{apiVersion: v1, kind: List, items: [{kind: Pod}]}", "items[0].apiVersion", "missing"),
         ("{apiVersion: v1, kind: PodList, items: [{metadata: {name: a}}]}", "items[0].spec", "missing"),
