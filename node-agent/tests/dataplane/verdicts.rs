@@ -79,6 +79,23 @@ fn egress_by_a_named_port_of_each_destination() {
     });
 }
 
+/// A class chain is jumped to; a packet that it allows to leave the node must not come back to the program.
+#[test]
+fn egress_by_a_port_map_to_the_outside() {
+    privileged(|| {
+        let spec = "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [
+            {ipBlock: {cidr: 192.168.0.0/24}}, {podSelector: {matchLabels: {app: b}}}],
+            ports: [{port: 1}, {port: 3}, {port: 5}, {port: 7, endPort: 9}]}]}";
+        let w = World::new(&["a", "b"], &["r"], &policy("p", spec));
+        assert_eq!(w.tcp(From::Pod("a"), OUTSIDE_V4.into(), 5), Passed);
+        assert_eq!(w.tcp(From::Pod("a"), OUTSIDE_V4.into(), 6), DENIED_OUT);
+        assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 9), Passed);
+        assert_eq!(w.tcp(From::Pod("a"), w.v6("b"), 10), DENIED_OUT);
+        assert_eq!(w.tcp(From::Pod("a"), w.v4("r"), 5), DENIED_OUT);
+        w.check();
+    });
+}
+
 #[test]
 fn prefixes_with_excepts() {
     privileged(|| {
