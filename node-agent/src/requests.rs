@@ -1,16 +1,15 @@
 //! What the CNI plugin asks of the agent.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use moat_cni::error::{CniError, code};
-use moat_cni::protocol::{Add, Address, Attached, Check, Del, Gc, Status};
+use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
 use moat_policies::NamespacedName;
 use tracing::{info, warn};
 
 use crate::cni_server::Handler;
-use crate::podnet::{Attachment, AttachmentKey, GATEWAY_V4, GATEWAY_V6, Prepare, format_mac};
+use crate::podnet::{AttachmentKey, PodNetError, Prepare};
 use crate::run::Agent;
 
 /// How long ADD waits for a pod that no manifest describes yet.
@@ -58,16 +57,11 @@ impl Handler for Agent {
             info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed by GC");
         }
         self.metrics.attachments(self.podnet.attachments().len());
-        match done.errors.into_iter().next() {
-            None => Ok(()),
-            Some(error) => Err(error.into()),
-        }
+        Ok(PodNetError::collect(done.errors)?)
     }
 
     async fn status(&self, _: Status) -> Result<(), CniError> {
-        self.podnet
-            .available()
-            .map_err(|e| CniError::new(code::NOT_AVAILABLE, "no pod can be added", e.to_string()))
+        self.podnet.available().map_err(|e| CniError { code: code::NOT_AVAILABLE, ..e.into() })
     }
 }
 
@@ -100,7 +94,7 @@ impl Agent {
             }
             return Err(error);
         }
-        Ok(attached(&attachment))
+        Ok(attachment.attached())
     }
 
     /// Waits until some manifest describes the pod: before that nobody knows its policy.
@@ -127,19 +121,5 @@ impl Agent {
         if let Err(error) = self.change(|desired| desired.detach(key)).done().await {
             warn!(%key, "the tables still hold a pod that is going: {error}");
         }
-    }
-}
-
-fn attached(attachment: &Attachment) -> Attached {
-    let address = |address: IpAddr| Address {
-        address,
-        gateway: if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() },
-    };
-    Attached {
-        host_ifname: attachment.host_ifname.clone(),
-        host_mac: format_mac(attachment.host_mac),
-        pod_mac: format_mac(attachment.pod_mac),
-        mtu: attachment.mtu,
-        addresses: attachment.addresses().map(address).collect(),
     }
 }
