@@ -196,7 +196,8 @@ fn watch(
     }
     let Ok(entries) = std::fs::read_dir(path) else { return path.is_file() };
     let folders: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
-    folders.iter().fold(true, |all, folder| watch(inotify, folder, depth + 1, true, watched) && all)
+    // Each of them, also after one that could not be watched.
+    folders.iter().filter(|folder| !watch(inotify, folder, depth + 1, true, watched)).count() == 0
 }
 
 fn readable(fd: &OwnedFd, timeout: Option<Duration>) -> io::Result<bool> {
