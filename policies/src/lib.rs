@@ -15,6 +15,10 @@
 //!
 //! `evaluate` and the compiler share only the objects; property tests hold the two together.
 
+// The random clusters of tests/ serve tests inside the crate, too.
+#[cfg(test)]
+extern crate self as moat_policies;
+
 mod block;
 mod cluster;
 mod evaluate;

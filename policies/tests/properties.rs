@@ -140,6 +140,25 @@ proptest! {
     }
 
     #[test]
+    fn a_matrix_says_what_each_question_says(objects in objects()) {
+        let cluster = compiled(objects);
+        let evaluator = Evaluator::new(cluster.objects());
+        let pods = cluster.objects().pods().keys().cloned().map(Endpoint::Pod);
+        let ends: Vec<Endpoint> = pods.chain(probes().into_iter().map(Endpoint::Address)).collect();
+        let traffics = traffics();
+        let mut matrix = Matrix::new(&evaluator, &ends, &traffics).unwrap();
+        let parties: Vec<Party<'_>> = ends.iter().map(|end| evaluator.party(end).unwrap()).collect();
+        for (i, source) in parties.iter().enumerate() {
+            for (j, destination) in parties.iter().enumerate() {
+                for (k, &traffic) in traffics.iter().enumerate() {
+                    let asked = evaluator.judge(source, destination, traffic, None);
+                    prop_assert_eq!(matrix.judge(i, j, k), asked, "{} to {} on {}", &ends[i], &ends[j], traffic);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn step_by_step_equals_from_scratch(steps in steps()) {
         assert_step_by_step_equals_scratch(steps);
     }

@@ -76,6 +76,11 @@ impl<T> Arena<T> {
         self.0.get_mut(ix.0 as usize)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (Ix<T>, &T)> {
         self.0.iter().map(|(place, value)| (Ix(place as u32, PhantomData), value))
     }

@@ -39,6 +39,28 @@ struct Held {
 }
 
 impl Compiler {
+    /// Whether it keeps nothing at all.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            members,
+            rules,
+            policies,
+            pods,
+            pod_by_name,
+            claims,
+            programs,
+            sets,
+            nodes,
+            dirty_profiles,
+            dirty_pods,
+        } = self;
+        let pods = pods.is_empty() && pod_by_name.is_empty() && claims.is_empty();
+        let policies = members.is_empty() && rules.is_empty() && policies.is_empty();
+        let told = programs.is_empty() && sets.is_empty() && nodes.is_empty();
+        pods && policies && told && dirty_profiles.is_empty() && dirty_pods.is_empty()
+    }
+
     /// A namespace object is there with these labels, or gone.
     pub(super) fn describe_namespace(&mut self, name: &Arc<str>, labels: Option<&Labels>) {
         for Moved { profile: ix, before } in self.members.describe_namespace(name, labels) {

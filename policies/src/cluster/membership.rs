@@ -294,6 +294,30 @@ impl Membership {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            namespaces,
+            namespace_by_name,
+            scopes,
+            scope_by_kind,
+            selected_scopes,
+            groups,
+            group_by_key,
+            group_index,
+            profiles,
+            profile_table,
+            profile_hasher: _,
+            postings,
+            unused_groups,
+        } = self;
+        let namespaces = namespaces.is_empty() && namespace_by_name.is_empty();
+        let scopes = scopes.is_empty() && scope_by_kind.is_empty() && selected_scopes.is_empty();
+        let groups = groups.is_empty() && group_by_key.is_empty() && group_index.is_empty();
+        let profiles = profiles.is_empty() && profile_table.is_empty() && postings.is_empty();
+        namespaces && scopes && groups && profiles && unused_groups.is_empty()
+    }
+
     fn namespace(&mut self, name: &Arc<str>) -> NamespaceIx {
         if let Some(&ix) = self.namespace_by_name.get(name) {
             return ix;

@@ -13,6 +13,8 @@ mod arena;
 mod assemble;
 mod commit;
 mod compiler;
+#[cfg(test)]
+mod leaks;
 mod membership;
 mod nodes;
 mod pods;

@@ -53,6 +53,11 @@ impl Nodes {
         self.touch(ix).pods -= 1;
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.by_name.is_empty() && self.touched.is_empty()
+    }
+
     pub(super) fn find(&self, name: &str) -> Option<NodeIx> {
         self.by_name.get(name).copied()
     }

@@ -71,6 +71,11 @@ impl Claims {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether the pod alone claims the address.
     pub(super) fn owns(&self, address: &IpAddr, pod: PodIx) -> bool {
         matches!(self.0.get(address), Some(Claim::One(owner)) if *owner == pod)

@@ -206,6 +206,14 @@ impl Programs {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { recipes, recipe_by_key, dirty_recipes, unused_recipes, entries, by_id, unused } = self;
+        let recipes = recipes.is_empty() && recipe_by_key.is_empty();
+        let pending = dirty_recipes.is_empty() && unused_recipes.is_empty() && unused.is_empty();
+        recipes && pending && entries.is_empty() && by_id.is_empty()
+    }
+
     fn release(&mut self, ix: ProgramIx) {
         let program = &mut self.entries[ix];
         program.recipes -= 1;

@@ -92,6 +92,11 @@ impl Rules {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.by_key.is_empty()
+    }
+
     pub(super) fn key(&self, ix: RuleIx) -> &RuleKey {
         &self.entries[ix].key
     }

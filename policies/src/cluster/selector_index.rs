@@ -46,6 +46,11 @@ impl<P: Copy + Eq + Hash, S: Copy + Eq> SelectorIndex<P, S> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.anchored.is_empty()
+    }
+
     /// Calls `found` once with each selector of `place` that may match; the rest cannot.
     pub(super) fn candidates<'a>(
         &self,

@@ -180,6 +180,12 @@ impl Sets {
         updates
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { entries, by_id, dirty, unused } = self;
+        entries.is_empty() && by_id.is_empty() && dirty.is_empty() && unused.is_empty()
+    }
+
     /// Forgets the sets that no program refers to.
     pub(super) fn collect(&mut self, members: &mut Membership) {
         for ix in std::mem::take(&mut self.unused) {
