@@ -312,6 +312,27 @@ proptest! {
     }
 }
 
+/// What is applied and not yet committed is in no node's state, so asking then is a mistake, and found out.
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "after a commit")]
+fn a_state_is_asked_for_after_a_commit() {
+    let pod = |name: &str, address: [u8; 4]| {
+        Object::Pod(Pod {
+            name: NamespacedName::new("a", name),
+            labels: Labels::new(),
+            node: Some(Arc::from("n1")),
+            addresses: vec![address.into()],
+            ports: Vec::new(),
+            host_network: false,
+            finished: false,
+        })
+    };
+    let mut cluster = compiled([pod("1", [10, 0, 0, 1])]);
+    cluster.apply(pod("2", [10, 0, 0, 2]));
+    cluster.state("n1");
+}
+
 fn split_blocks(rule: &mut Rule) {
     let Peers::Of(peers) = &mut rule.peers else { return };
     *peers = std::mem::take(peers)

@@ -38,6 +38,7 @@ impl Compiler {
 
     /// Everything that a node has been told by the commits so far, as a change from nothing.
     pub(super) fn state(&self, node: &str) -> NodeDelta {
+        debug_assert!(self.is_settled(), "a state is asked for after a commit");
         let mut state = NodeDelta::default();
         let Some(node) = self.nodes.find(node) else { return state };
         for (_, pod) in self.pods.iter().filter(|(_, p)| p.node == Some(node)) {
@@ -53,6 +54,12 @@ impl Compiler {
             state.sets.insert(set.id, SetChange::Create(whole));
         }
         state
+    }
+
+    /// Whether nothing waits for a commit.
+    fn is_settled(&self) -> bool {
+        let here = self.dirty_profiles.is_empty() && self.dirty_pods.is_empty();
+        here && self.programs.is_settled() && self.sets.is_settled() && self.nodes.is_settled()
     }
 
     /// Gives each profile that asks for it its recipes. Returns those that no pod has any more.

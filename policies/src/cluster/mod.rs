@@ -97,6 +97,9 @@ impl Cluster {
     }
 
     /// Everything that a node has been told by the commits so far, as a change from nothing.
+    ///
+    /// Ask it after a [`commit`](Self::commit), before anything is applied: what is applied is in some sets at once, and
+    /// the next commit would tell it a second time.
     pub fn state(&self, node: &str) -> NodeDelta {
         self.compiler.state(node)
     }

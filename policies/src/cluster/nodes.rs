@@ -53,6 +53,10 @@ impl Nodes {
         self.touch(ix).pods -= 1;
     }
 
+    pub(super) fn is_settled(&self) -> bool {
+        self.touched.is_empty()
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.by_name.is_empty() && self.touched.is_empty()

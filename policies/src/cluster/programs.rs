@@ -91,6 +91,10 @@ impl Programs {
         }
     }
 
+    pub(super) fn is_settled(&self) -> bool {
+        self.dirty_recipes.is_empty()
+    }
+
     /// A profile leaves the recipe.
     pub(super) fn leave(&mut self, ix: RecipeIx, profile: ProfileIx) {
         let recipe = &mut self.recipes[ix];

@@ -153,6 +153,10 @@ impl Sets {
         })
     }
 
+    pub(super) fn is_settled(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
     /// What has changed in sets that were there at the last commit.
     pub(super) fn take_updates(&mut self) -> Vec<(SetIx, Arc<SetUpdate>)> {
         let mut updates = Vec::new();
