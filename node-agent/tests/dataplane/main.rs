@@ -2,6 +2,7 @@
 //!
 //! Needs root, or a kernel that lets everybody make user namespaces; and `ip`, `nft` and `unshare`.
 
+mod check;
 mod hardening;
 mod probe;
 mod space;
