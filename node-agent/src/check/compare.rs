@@ -23,6 +23,8 @@ pub struct Veth {
     pub pod: NamespacedName,
     /// The host end's name.
     pub ifname: String,
+    /// The hardware address of the pod's end.
+    pub pod_mac: [u8; 6],
     /// The addresses that the pod really has.
     pub addresses: Vec<IpAddr>,
 }
@@ -203,13 +205,15 @@ impl<'a> Comparison<'a> {
                     (_, Direction::Egress) => judgement.egress,
                 }
             });
-            let ends = [(veth.ifname.as_str(), address), (peer_ifname, peer)];
-            let [(iif, source), (oif, destination)] = match direction {
+            let peer_mac = if let Place::Local(v) = &place { v.pod_mac } else { [0; 6] };
+            let ends = [(veth.ifname.as_str(), veth.pod_mac, address), (peer_ifname, peer_mac, peer)];
+            let [(iif, ether, source), (oif, _, destination)] = match direction {
                 Direction::Egress => ends,
                 Direction::Ingress => [ends[1], ends[0]],
             };
             let packet = Packet {
                 iif: iif.to_owned(),
+                ether,
                 oif: oif.to_owned(),
                 source,
                 destination,

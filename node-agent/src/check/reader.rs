@@ -109,6 +109,7 @@ fn set(body: &Value) -> Result<Set, ReadError> {
 fn set_type(value: &Value) -> Option<Type> {
     Some(match value.as_str()? {
         "ifname" => Type::Name,
+        "ether_addr" => Type::Ether,
         "ipv4_addr" => Type::Ipv4,
         "ipv6_addr" => Type::Ipv6,
         "inet_proto" => Type::Protocol,
@@ -230,7 +231,13 @@ fn field(expression: &Value) -> Option<Field> {
             "l4proto" => FieldKind::L4Proto,
             _ => return None,
         }),
+        // Without a match on the kind of link before it, nft names the bytes only.
+        "payload" if text(body, "base") == Some("ll") => {
+            let at = (body.get("offset")?.as_u64()?, body.get("len")?.as_u64()?);
+            (at == (48, 48)).then_some(Field { kind: FieldKind::EtherSource, mask: None })
+        }
         "payload" => plain(match (text(body, "protocol")?, text(body, "field")?) {
+            ("ether", "saddr") => FieldKind::EtherSource,
             ("ip", "saddr") => FieldKind::Source4,
             ("ip", "daddr") => FieldKind::Destination4,
             ("ip6", "saddr") => FieldKind::Source6,

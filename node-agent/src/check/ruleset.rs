@@ -121,6 +121,8 @@ pub enum FieldKind {
     InName,
     /// `meta oifname`
     OutName,
+    /// `ether saddr`
+    EtherSource,
     /// `meta nfproto`
     NfProto,
     /// `meta l4proto`
@@ -164,6 +166,8 @@ pub enum FieldKind {
 pub enum Type {
     /// Interface names; `*` at the end stands for any rest.
     Name,
+    /// Hardware addresses.
+    Ether,
     /// IPv4 addresses.
     Ipv4,
     /// IPv6 addresses.
@@ -189,6 +193,7 @@ impl FieldKind {
     pub fn value_type(self) -> Type {
         match self {
             FieldKind::InName | FieldKind::OutName => Type::Name,
+            FieldKind::EtherSource => Type::Ether,
             FieldKind::NfProto => Type::Family,
             FieldKind::L4Proto => Type::Protocol,
             FieldKind::Source4 | FieldKind::Destination4 | FieldKind::CtSource4 { .. } => Type::Ipv4,

@@ -74,6 +74,7 @@ pub fn check(args: &CheckArgs) -> Result<Report, CheckError> {
         .map(|a| Veth {
             pod: a.pod(),
             ifname: a.host_ifname.clone(),
+            pod_mac: a.pod_mac,
             addresses: a.addresses().collect(),
         })
         .collect();

@@ -61,6 +61,7 @@ fn number(ty: Type, value: &Value) -> Option<u128> {
         Type::Name => None,
         Type::Ipv4 => word.parse::<Ipv4Addr>().ok().map(|a| u128::from(a.to_bits())),
         Type::Ipv6 => word.parse::<Ipv6Addr>().ok().map(|a| a.to_bits()),
+        Type::Ether => ether(word),
         Type::Protocol => protocol(word),
         Type::Family => index(word, &[(2, "ipv4"), (10, "ipv6")]),
         Type::CtState => {
@@ -96,6 +97,12 @@ fn number(ty: Type, value: &Value) -> Option<u128> {
         Type::Number => None,
     };
     known.or_else(|| word.parse().ok()).or_else(|| u128::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+}
+
+/// `aa:bb:cc:dd:ee:ff`
+fn ether(word: &str) -> Option<u128> {
+    let bytes = word.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect::<Option<Vec<u8>>>()?;
+    (bytes.len() == 6).then(|| bytes.iter().fold(0, |all, b| all << 8 | u128::from(*b)))
 }
 
 fn protocol(word: &str) -> Option<u128> {

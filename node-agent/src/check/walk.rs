@@ -12,6 +12,8 @@ const JUMP_DEPTH: usize = 16;
 pub struct Packet {
     /// The interface it came in by.
     pub iif: String,
+    /// The hardware address that it came from.
+    pub ether: [u8; 6],
     /// The interface it is about to leave by; empty in the input hook.
     pub oif: String,
     /// Its source.
@@ -167,6 +169,7 @@ fn field(packet: &Packet, field: &Field) -> Option<Datum> {
     let number = match field.kind {
         FieldKind::InName => return Some(Datum::Name(packet.iif.clone())),
         FieldKind::OutName => return Some(Datum::Name(packet.oif.clone())),
+        FieldKind::EtherSource => Some(packet.ether.iter().fold(0, |all, b| all << 8 | u128::from(*b))),
         FieldKind::NfProto => Some(if packet.source.is_ipv4() { 2 } else { 10 }),
         FieldKind::L4Proto => Some(u128::from(packet.protocol)),
         FieldKind::Source4 => v4(packet.source),
@@ -195,6 +198,7 @@ mod tests {
     fn packet(iif: &str, oif: &str, protocol: u8, port: Option<u16>) -> Packet {
         Packet {
             iif: iif.into(),
+            ether: [2, 0, 0, 0, 0, 1],
             oif: oif.into(),
             source: "10.0.0.1".parse().unwrap(),
             destination: "10.0.0.2".parse().unwrap(),

@@ -38,6 +38,7 @@ fn differences(w: &World, listing: &Value) -> Option<usize> {
         .map(|(n, p)| Veth {
             pod: name(n),
             ifname: p.local.ifname.clone(),
+            pod_mac: p.local.pod_mac,
             addresses: vec![p.v4.into(), p.v6.into()],
         })
         .collect();

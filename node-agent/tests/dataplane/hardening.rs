@@ -78,6 +78,7 @@ fn a_pod_speaks_for_itself_only() {
         address("02:00:00:00:00:77");
         assert_eq!(w.udp(From::Pod("a"), w.v4("b"), 80), spoofed);
         assert_eq!(w.udp(From::Pod("a"), w.v6("b"), 80), spoofed);
+        assert_eq!(w.udp(From::Pod("a"), NODE_V4.into(), 80), spoofed);
         address("02:00:00:00:00:0a");
         assert_eq!(w.udp(From::Pod("a"), w.v4("b"), 80), Passed);
         assert_eq!(w.udp(From::Pod("a"), w.v6("b"), 80), Passed);

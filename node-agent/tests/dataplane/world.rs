@@ -234,6 +234,7 @@ impl World {
             .map(|(n, p)| Veth {
                 pod: name(n),
                 ifname: p.local.ifname.clone(),
+                pod_mac: p.local.pod_mac,
                 addresses: vec![p.v4.into(), p.v6.into()],
             })
             .collect();

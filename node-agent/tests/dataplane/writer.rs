@@ -165,7 +165,7 @@ fn unguarded_tables_are_restored_within_a_second() {
             "nft delete table netdev moat",
             "nft insert rule inet moat forward accept",
             "nft flush chain inet moat forward",
-            "nft delete element inet moat pods { moata }",
+            "nft delete element inet moat pods { moata . 02:00:00:00:00:0a }",
             "nft add element inet moat local4 { 10.0.0.77 }",
             "nft add chain inet moat stray",
             "nft add set inet moat stray { type ipv4_addr ; }",

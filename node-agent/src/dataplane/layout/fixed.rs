@@ -27,7 +27,9 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig) -> Vec<ChainRules> {
         .map(|r| drop_chain(table, r, config))
         .collect();
     match table {
-        Table::Inet => chains.extend([to_pod(), related(), irregular(), forward(config), input()]),
+        Table::Inet => {
+            chains.extend([to_pod(), stranger(), related(), irregular(), forward(config), input()]);
+        }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
     }
     chains
@@ -103,8 +105,10 @@ fn forward(config: &LayoutConfig) -> ChainRules {
             .neq(Source::CT_STATE, Value::CtState(ct_state::NEW))
             .verdict(Verdict::jump(names::IRREGULAR)),
         tunnel().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(DropReason::Tunnel.goto()),
-        Rule::new().vmap([Source::IIFNAME], PodSet::FromPod.name()),
-        Rule::new().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(DropReason::UnknownPod.goto()),
+        // The hardware address is asked for here, where a connection opens, and not in the veth's own chain: reading it
+        // costs every packet more than all else there, and once a connection is open it decides nothing.
+        Rule::new().vmap([Source::IIFNAME, Source::ETHER_SADDR], PodSet::FromPod.name()),
+        Rule::new().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(Verdict::goto(names::STRANGER)),
         // From elsewhere, but with the address of one of our pods: only its own host end may bring that.
         v4(Rule::new()).lookup([Source::IP_SADDR], PodSet::Local4.name()).verdict(DropReason::Spoofed.goto()),
         v6(Rule::new())
@@ -133,6 +137,24 @@ fn to_pod() -> ChainRules {
             // Not left to the base chain's policy: a program's port class may have been jumped to, and then the end of this
             // chain would be a return into the program, to its denial.
             Rule::new().verdict(Verdict::Accept),
+        ],
+    )
+}
+
+/// From an interface like a pod's, but not from a pod that we know: the interface is not known, or it is and the
+/// hardware address is another's.
+fn stranger() -> ChainRules {
+    regular(
+        Table::Inet,
+        names::STRANGER,
+        vec![
+            v4(Rule::new())
+                .lookup([Source::IIFNAME, Source::IP_SADDR, Source::IP_SADDR], PodSet::Self4.name())
+                .verdict(DropReason::Spoofed.goto()),
+            v6(Rule::new())
+                .lookup([Source::IIFNAME, Source::IP6_SADDR, Source::IP6_SADDR], PodSet::Self6.name())
+                .verdict(DropReason::Spoofed.goto()),
+            Rule::new().verdict(DropReason::UnknownPod.goto()),
         ],
     )
 }
@@ -184,8 +206,8 @@ fn input() -> ChainRules {
         Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept),
         tunnel().verdict(DropReason::Tunnel.goto()),
         Rule::new()
-            .lookup_missing([Source::IIFNAME], PodSet::Pods.name())
-            .verdict(DropReason::UnknownPod.goto()),
+            .lookup_missing([Source::IIFNAME, Source::ETHER_SADDR], PodSet::Pods.name())
+            .verdict(Verdict::goto(names::STRANGER)),
         v4(Rule::new())
             .masked(Source::IP_DADDR, Operand::bytes([255, 0, 0, 0]), Cmp::Eq, Operand::bytes([127, 0, 0, 0]))
             .verdict(DropReason::Spoofed.goto()),

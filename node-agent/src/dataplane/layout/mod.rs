@@ -1,14 +1,14 @@
 //! The layout of the tables: pure functions from policy to chains, sets and elements.
 //!
 //! ```text
-//! netdev moat   <veth> (ingress)      own MAC and addresses only          ──▶ odd, options, icmp6, noise, spoofed
+//! netdev moat   <veth> (ingress)      own addresses only                  ──▶ odd, options, icmp6, noise, spoofed
 //! inet moat     forward               ct mark not revoked, established    ──▶ accept, the fast path
 //!                                     revoked, irregular (related, invalid)
-//!                                     iifname ▶ from_pod                  ──▶ egress-<program> | to-pod
+//!                                     iifname . MAC ▶ from_pod            ──▶ egress-<program> | to-pod
 //!               egress-<program>      peers and ports                     ──▶ to-pod | policy-egress
 //!               to-pod                oifname ▶ to_pod                    ──▶ ingress-<program> | accept
 //!               ingress-<program>     peers and ports                     ──▶ accept | policy-ingress
-//!               input                 from pods that we know only
+//!               input                 iifname . MAC in pods: from pods that we know only
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
@@ -115,15 +115,16 @@ impl PodVerdict {
 
 /// The elements that a pod has: one in each set that it is in.
 pub(crate) fn pod_elements(ifname: IfName, pod: &LocalPod, verdict: PodVerdict) -> Vec<(PodSet, Element)> {
+    let sender = [Value::IfName(ifname), Value::Ether(pod.pod_mac)];
     let mut elements = vec![
-        (PodSet::FromPod, Element::new(ifname).verdict(verdict.of_packets_from())),
+        (PodSet::FromPod, Element::new(sender).verdict(verdict.of_packets_from())),
         (PodSet::ToPod, Element::new(ifname).verdict(verdict.of_packets_to())),
     ];
     if verdict == PodVerdict::Closed {
         // Its node does not know it either.
         return elements;
     }
-    elements.push((PodSet::Pods, Element::new(ifname)));
+    elements.push((PodSet::Pods, Element::new(sender)));
     let mut address = |itself: PodSet, local: PodSet, address: IpAddr| {
         let value = Value::from(address);
         elements.push((itself, Element::new([Value::IfName(ifname), value, value])));

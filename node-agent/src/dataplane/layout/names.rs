@@ -14,6 +14,8 @@ pub(crate) const FORWARD: &str = "forward";
 pub(crate) const INPUT: &str = "input";
 /// Decides the ingress side: everything that is about to leave by a pod's host end comes here.
 pub(crate) const TO_POD: &str = "to-pod";
+/// From an interface like a pod's that is not known with this hardware address.
+pub(crate) const STRANGER: &str = "stranger";
 pub(crate) const IRREGULAR: &str = "irregular";
 pub(crate) const RELATED: &str = "related";
 /// What a veth's own chain does not accept.
@@ -45,11 +47,11 @@ impl Table {
 /// The sets that have elements for each local pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum PodSet {
-    /// Host end → egress program.
+    /// Host end and the pod's hardware address → egress program.
     FromPod,
     /// Host end → ingress program.
     ToPod,
-    /// Host ends of the pods that we know.
+    /// Host ends and hardware addresses of the pods that we know.
     Pods,
     /// Host end, address, address: a pod and itself, IPv4.
     Self4,
@@ -87,8 +89,9 @@ impl PodSet {
     /// The set as it is declared.
     pub(crate) fn set(self) -> Set {
         match self {
-            PodSet::FromPod | PodSet::ToPod => Set::new(self.name(), Field::IfName).verdict_map(),
-            PodSet::Pods => Set::new(self.name(), Field::IfName),
+            PodSet::FromPod => Set::new(self.name(), key([Field::IfName, Field::EtherAddr])).verdict_map(),
+            PodSet::ToPod => Set::new(self.name(), Field::IfName).verdict_map(),
+            PodSet::Pods => Set::new(self.name(), key([Field::IfName, Field::EtherAddr])),
             PodSet::Self4 => Set::new(self.name(), key([Field::IfName, Field::Ipv4Addr, Field::Ipv4Addr])),
             PodSet::Self6 => Set::new(self.name(), key([Field::IfName, Field::Ipv6Addr, Field::Ipv6Addr])),
             PodSet::Local4 => Set::new(self.name(), Field::Ipv4Addr),

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use moat_nfnetlink::nft::{Chain, Hook, IfName, Operand, PayloadBase, Policy, Rule, Source, Verdict};
+use moat_nfnetlink::nft::{Chain, Cmp, Hook, IfName, Operand, PayloadBase, Policy, Rule, Source, Verdict};
 
 use super::drops::DropReason;
 use super::fixed::ROUTING_HEADER;
@@ -22,6 +22,11 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// The sender's hardware address and what the frame carries: eight bytes that are read and compared at once.
 const SENDER_AND_TYPE: Source = Source::Payload { base: PayloadBase::Link, offset: 6, len: 8 };
+/// Four bytes of the network header from an offset: what the kernel reads fastest.
+const fn word(offset: u16) -> Source {
+    Source::Payload { base: PayloadBase::Network, offset, len: 4 }
+}
+
 /// Version and length of an IPv4 header.
 const IP_FIRST_BYTE: Source = Source::Payload { base: PayloadBase::Network, offset: 0, len: 1 };
 /// What follows the IPv6 header.
@@ -32,21 +37,28 @@ const ARP_SENDER: Source = Source::Payload { base: PayloadBase::Network, offset:
 /// The anti-spoofing chain of a pod's host end. It may be made before the device is there.
 ///
 /// Every packet that a pod sends comes through here, so the first rule of each family is as cheap as it can be made. The
-/// kernel reads up to four bytes of the network header in a few nanoseconds, and everything else in some fifty: so
-/// the addresses are compared in words of four bytes, and the frame's head, which needs the slow way, last and
-/// once. What these rules do not accept is looked at closer, and at last dropped.
+/// kernel reads up to four bytes of the network header in a few nanoseconds, and everything else, the Ethernet header
+/// too, in some fifty. So addresses are compared in words of four bytes, and the version in the first byte tells what
+/// the frame carries: the kernel itself refuses IPv4 without a 4 there, IPv6 without a 6, and ARP with either. The
+/// hardware address is asked for where a connection opens. What these rules do not accept is looked at closer,
+/// and at last dropped.
 pub(crate) fn chain(ifname: IfName, pod: &LocalPod) -> ChainRules {
     let mut rules = Vec::new();
     if let Some(address) = pod.v4 {
         let own = || Rule::new().eq(Source::IP_SADDR, Operand::bytes(address.octets()));
         // Version 4, and a header of five words: no options.
-        rules.push(frame(own().eq(IP_FIRST_BYTE, 0x45), pod, IPV4).verdict(Verdict::Accept));
+        rules.push(own().eq(IP_FIRST_BYTE, 0x45).verdict(Verdict::Accept));
         rules.push(frame(own(), pod, IPV4).verdict(Verdict::goto(names::OPTIONS)));
     }
     if let Some(address) = pod.v6 {
-        let own = |rule: Rule| frame(in_words(rule, address), pod, IPV6);
         // From TCP's number to UDP's there is no extension header's: nothing stands between that could be a source route.
-        rules.push(own(Rule::new().range(IP6_NEXT_HEADER, TCP, UDP)).verdict(Verdict::Accept));
+        rules.push(
+            in_words(Rule::new(), address)
+                .masked(word(0), Operand::be32(0xf000_0000), Cmp::Eq, Operand::be32(0x6000_0000))
+                .range(IP6_NEXT_HEADER, TCP, UDP)
+                .verdict(Verdict::Accept),
+        );
+        let own = |rule: Rule| frame(in_words(rule, address), pod, IPV6);
         let other = Rule::new().neq(Source::L4PROTO, ICMP6).eq(ROUTING_HEADER, 0);
         rules.push(own(other).verdict(Verdict::Accept));
         let own = || own(Rule::new());
@@ -87,10 +99,9 @@ fn frame(rule: Rule, pod: &LocalPod, ether_type: u16) -> Rule {
 /// Goes on if the IPv6 source address is this one. The last word first: it tells pods apart.
 fn in_words(rule: Rule, address: Ipv6Addr) -> Rule {
     let octets = address.octets();
-    [3_usize, 0, 1, 2].into_iter().fold(rule, |rule, word| {
-        let source = Source::Payload { base: PayloadBase::Network, offset: 8 + 4 * word as u16, len: 4 };
+    [3_usize, 0, 1, 2].into_iter().fold(rule, |rule, n| {
         let mut bytes = [0; 4];
-        bytes.copy_from_slice(&octets[4 * word..4 * word + 4]);
-        rule.eq(source, Operand::bytes(bytes))
+        bytes.copy_from_slice(&octets[4 * n..4 * n + 4]);
+        rule.eq(word(8 + 4 * n as u16), Operand::bytes(bytes))
     })
 }
