@@ -19,7 +19,7 @@
 //!   them would be wrong. The same object twice is an error that names both places.
 //! - A file may be 64 MiB long, a document 100 levels deep and hold 5 million values.
 //!
-//! What it does not do: watch files, or keep objects. [`decode`] is pure; [`read`] is all the input there is.
+//! What it does not do: watch files, or keep objects. [`decode()`] is pure; [`read`] is all the input there is.
 
 mod cidr;
 mod cluster;
