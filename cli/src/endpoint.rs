@@ -22,6 +22,8 @@ pub(crate) struct Named {
 /// Finds what a word stands for. `namespace` goes with the words that hold none.
 pub(crate) fn find(word: &str, namespace: &str, manifests: &Manifests, objects: &Objects) -> Result<Named> {
     if let Ok(address) = word.parse::<IpAddr>() {
+        // Packets never carry an IPv4-mapped IPv6 address: it is another way to write the IPv4 one.
+        let address = address.to_canonical();
         return Ok(Named { shown: address.to_string(), ends: vec![Endpoint::Address(address)] });
     }
     let parts: Vec<&str> = word.split('/').collect();

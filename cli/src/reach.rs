@@ -97,6 +97,15 @@ impl Answers {
         let resolve =
             |named: &Named| -> Vec<Endpoint> { named.ends.iter().map(|e| evaluator.resolve(e)).collect() };
         let (from, to) = (resolve(&source), resolve(&destination));
+        let contested = evaluator.contested();
+        for end in from.iter().chain(&to) {
+            let several =
+                matches!(end, Endpoint::Address(address) if contested.binary_search(address).is_ok());
+            ensure!(
+                !several,
+                "several pods claim {end}, so it names none of them; ask about each by its name"
+            );
+        }
         // A workload's question about itself is one about its pods among each other, where there is more than one.
         let among_themselves = from.len() > 1 && from == to;
         let mut pairs = Vec::new();

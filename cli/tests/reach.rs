@@ -31,6 +31,7 @@ fn answers_and_exit_status() {
         ("shop/web 192.0.2.1 --port 443", false),
         ("172.16.0.1 shop/web --port 1", true),
         ("10.1.1.2 shop/api-0 --port 8080", true),
+        ("::ffff:10.1.1.2 shop/api-0 --port 8080", true),
         ("192.0.2.1 198.51.100.1 --port 1", true),
         // The web pod's node reaches it; its own side is no policy's business.
         ("ops/exporter shop/web --port 1", true),
@@ -128,6 +129,17 @@ fn an_address_that_is_not_known_is_noted_where_it_may_matter() {
     let run = moat("reach ops/backup-0 shop/api-0 --port 8080 -f shop");
     assert_eq!(run.status, 1);
     assert!(!run.stderr.contains("is not known"), "{}", run.stderr);
+}
+
+#[test]
+fn an_address_that_several_pods_claim_is_no_end_of_a_question() {
+    let twin = "{apiVersion: v1, kind: Pod, metadata: {name: twin, namespace: shop}, spec: {containers: [{name: c, image: i}]}, \
+                status: {podIP: 10.1.1.2}}";
+    for (source, destination) in [("10.1.1.2", "192.0.2.1"), ("192.0.2.1", "10.1.1.2")] {
+        let run = moat_with(&["reach", source, destination, "--port", "80", "-f", "shop", "-f", "-"], twin);
+        assert_eq!((run.status, &*run.stdout), (2, ""));
+        assert!(run.stderr.contains("error: several pods claim 10.1.1.2"), "{}", run.stderr);
+    }
 }
 
 #[test]
