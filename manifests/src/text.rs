@@ -204,6 +204,9 @@ fn reason(error: &serde_saphyr::Error) -> String {
         Error::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
             format!("more than {MOST_VALUES} values in one document")
         }
+        Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
+            format!("its aliases stand for more than {} MiB of text", LONGEST_FILE >> 20)
+        }
         Error::AliasReplayLimitExceeded { .. } => {
             format!("its aliases stand for more than {MOST_ALIASED} values")
         }

@@ -508,6 +508,7 @@ fn text_that_is_no_manifest() {
     let bomb: String = (0..8).fold("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".into(), |text, i| {
         text + &format!("a{}: &a{} [{}]\n", i + 1, i + 1, vec![format!("*a{i}"); 10].join(","))
     });
+    let heavy = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), ["*a"; 70].join(","));
     for (bytes, reason) in [
         (b"a: [1\n".as_slice(), "test.yaml, document 1 (line 1): not YAML: "),
         (b"a: b: c\n", "test.yaml, document 1 (line 1): not YAML: mapping values are not allowed"),
@@ -517,6 +518,7 @@ fn text_that_is_no_manifest() {
         (b"a: \x07", "not YAML"),
         (deep.as_bytes(), "nested deeper than 100 levels"),
         (bomb.as_bytes(), "aliases stand for more than 100000 values"),
+        (heavy.as_bytes(), "aliases stand for more than 64 MiB of text"),
         (b"a: *nobody\n", "not YAML"),
         (b"a: {{ .Values.a }}\nb: [\n", "a Helm template must be rendered first"),
     ] {
