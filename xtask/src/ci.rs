@@ -14,17 +14,18 @@ pub(crate) fn run() -> Result<ExitCode> {
     steps.step("tools", tools)?;
     steps.step("format", || check(&mut cargo(["fmt", "--all", "--check"])))?;
     steps.step("links between pages", docs::links)?;
-    steps.step("licences and sources", deny)?;
     steps.step("lints", || {
         check(&mut cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     })?;
     steps.step("rustdoc", || {
         check(cargo(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    // Late, since cargo-deny is long to build where it is missing.
+    steps.step("licences and sources", deny)?;
     test::run(&[])
 }
 
-/// rustfmt and clippy from rustup, cargo-deny from crates.io into the cache: each only if it is missing.
+/// rustfmt and clippy from rustup, if they are missing.
 fn tools() -> Result<()> {
     for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
         if !answers(program) {
@@ -49,9 +50,12 @@ fn answers(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success())
 }
 
-/// The licences, bans and sources of deny.toml. The advisory database is on GitHub, which a closed machine does not
+/// The licences, bans and sources of deny.toml; cargo-deny itself comes from crates.io into the cache. The advisory database is on GitHub, which a closed machine does not
 /// reach: then that part is left out, and we say so.
 fn deny() -> Result<()> {
+    if find("cargo-deny").is_none() {
+        check(cargo(["install", "--locked", "--quiet", "cargo-deny", "--root"]).arg(cache()?))?;
+    }
     let program = find("cargo-deny").context("cargo-deny is not where it was installed")?;
     let deny = |args: &[&str]| {
         let mut command = Command::new(&program);
