@@ -23,7 +23,7 @@ pub enum Error {
         owner: u32,
     },
     /// The kernel refused a change; the pods that it is about are closed until they change again.
-    #[error("the kernel refused the change; the pods that it is about are closed: {0}")]
+    #[error("the kernel refused a change; the pods that it is about are closed until they change again")]
     Closed(#[source] Box<Error>),
     /// The data plane has stopped.
     #[error("the data plane has stopped")]

@@ -9,10 +9,13 @@ use super::layout::Table;
 use super::op::Op;
 
 type Name = (Table, Arc<str>);
+type Elements = BTreeMap<(Key, Option<Key>), Element>;
+/// The set and the chain that a statement names.
+type Reference = (Option<Arc<str>>, Option<Arc<str>>);
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Model {
-    pub(super) sets: BTreeMap<Name, (Set, BTreeMap<(Key, Option<Key>), Element>)>,
+    pub(super) sets: BTreeMap<Name, (Set, Elements)>,
     pub(super) chains: BTreeMap<Name, (Chain, Vec<Rule>)>,
 }
 
@@ -134,7 +137,7 @@ fn fault(what: &str, op: &Op) -> String {
     format!("{what}: {op:?}")
 }
 
-fn references(rule: &Rule) -> Vec<(Option<Arc<str>>, Option<Arc<str>>)> {
+fn references(rule: &Rule) -> Vec<Reference> {
     rule.statements()
         .iter()
         .map(|statement| match statement {

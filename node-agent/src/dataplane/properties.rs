@@ -97,7 +97,7 @@ fn local_pod(pod: u8, number: u8) -> LocalPod {
         ifname: format!("moat{pod}x{}", number / 2),
         pod_mac: [2, 0, 0, 0, 0, pod],
         v4: Some(Ipv4Addr::new(10, 1, pod, number)),
-        v6: (number % 3 == 0).then(|| Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, pod.into(), number.into())),
+        v6: number.is_multiple_of(3).then(|| Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, pod.into(), number.into())),
     }
 }
 

@@ -139,7 +139,7 @@ impl Writer {
                     touched = true;
                 }
                 Err(e) => {
-                    error!("cannot hear of others' commits: {e:#}");
+                    error!("cannot hear of others' commits: {:#}", anyhow::Error::new(e));
                     touched = true;
                     break;
                 }
@@ -208,7 +208,7 @@ impl Writer {
             return Ok(());
         };
         Stats::count(&self.stats.refusals);
-        warn!("a change was refused, comparing with what the kernel holds: {first}");
+        warn!("a change was refused, comparing with what the kernel holds: {:#}", anyhow::Error::new(first));
         match self.resync() {
             Ok(()) => Ok(()),
             Err(why) => self.refuse(update, why),
@@ -236,7 +236,10 @@ impl Writer {
     }
 
     fn behind(&mut self, why: &Error) {
-        error!("cannot make moat's tables right, trying again in {RETRY:?}: {why}");
+        error!(
+            "cannot make moat's tables right, trying again in {RETRY:?}: {:#}",
+            anyhow::Error::new(why.clone())
+        );
         Stats::set(&self.stats.behind, 1);
         self.restore_at = Some(Instant::now() + RETRY);
     }

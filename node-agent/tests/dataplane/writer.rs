@@ -54,15 +54,17 @@ impl Traffic {
             // Each sender has a port of its own, so that nobody's packets are taken for another's.
             let port = if expected { 80 } else { 81 };
             let receiver = w.pods["b"].space.run(move || udp_socket(SocketAddr::new(to, port)));
-            receiver.set_nonblocking(false).unwrap();
-            receiver.set_read_timeout(Some(Duration::from_millis(if expected { 900 } else { 1 }))).unwrap();
+            receiver.set_nonblocking(false).expect("works");
+            receiver
+                .set_read_timeout(Some(Duration::from_millis(if expected { 900 } else { 1 })))
+                .expect("works");
             let (go, ready) = std::sync::mpsc::channel();
             let run = move || {
                 let (mut lost, mut through) = (0, 0);
                 let mut buffer = [0; 8];
                 while !stop.load(Ordering::Relaxed) {
                     // A new port is a new connection: no fast path.
-                    let socket = std::net::UdpSocket::bind(SocketAddr::new(source, 0)).unwrap();
+                    let socket = std::net::UdpSocket::bind(SocketAddr::new(source, 0)).expect("works");
                     let _ = socket.send_to(b"x", (to, port));
                     match receiver.recv(&mut buffer) {
                         Ok(_) => through += 1,
@@ -73,7 +75,7 @@ impl Traffic {
                 if expected { (lost, 0) } else { (0, through) }
             };
             from.run(move || drop(go.send(std::thread::spawn(run))));
-            threads.push(ready.recv().unwrap());
+            threads.push(ready.recv().expect("works"));
         }
         Self { stop, sent, threads }
     }
@@ -83,7 +85,10 @@ impl Traffic {
         let floor = self.sent.load(Ordering::Relaxed) + 20;
         until(|| self.sent.load(Ordering::Relaxed) > floor);
         self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().map(|t| t.join().unwrap()).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+        self.threads
+            .into_iter()
+            .map(|t| t.join().expect("works"))
+            .fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
     }
 }
 
@@ -244,15 +249,15 @@ fn foreign_commits_cost_neither_a_listing_nor_an_update() {
 /// Somebody who commits to a table of his own, as kube-proxy does.
 fn foreign_commits(stop: &AtomicBool, commits: &AtomicU32) {
     use moat_nfnetlink::nft::{Batch, Chain, Family, Socket, Table, TableId};
-    let mut socket = Socket::open().unwrap();
+    let mut socket = Socket::open().expect("works");
     let table = TableId::new(Family::Ip, "kube-proxy");
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let mut batch = Batch::new();
-        batch.add_table(&Table::new(table.clone())).unwrap();
+        batch.add_table(&Table::new(table.clone())).expect("works");
         let count = commits.fetch_add(1, Ordering::Relaxed);
-        batch.add_chain(&table, &Chain::new(format!("c{count}"))).unwrap();
-        socket.send(&batch, None).unwrap();
+        batch.add_chain(&table, &Chain::new(format!("c{count}"))).expect("works");
+        socket.send(&batch, None).expect("works");
         next += Duration::from_millis(20);
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
