@@ -1,7 +1,7 @@
 //! The independent reader is no rubber stamp: whatever of a table is changed, it tells.
 
 use moat_agent::check::{self, Limits, Veth};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::space::privileged;
 use crate::verdicts::policy;
@@ -105,5 +105,58 @@ fn every_change_of_an_element_or_a_verdict_is_told() {
             }
         }
         assert!(mutations > 60, "{mutations}");
+    });
+}
+
+/// The command, as an operator calls it: its exit status and what it prints.
+#[test]
+fn the_command_says_equal_different_or_cannot_say() {
+    privileged(|| {
+        let w = World::new(&["a", "b"], &[], &policy(POLICIES[0].0, POLICIES[0].1));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+        std::fs::write(path("cluster.yaml"), &w.manifests).expect("written");
+        let mut journal = String::from("{\"moat\":\"attachments\",\"version\":1}\n");
+        for (name, pod) in &w.pods {
+            let mac = pod.local.pod_mac.map(|b| format!("{b:02x}")).join(":");
+            let attachment = json!({"container_id": name, "ifname": "eth0", "network": "moat", "pod_namespace": "default",
+                "pod_name": name, "netns": "/none", "host_ifname": pod.local.ifname, "host_mac": mac, "pod_mac": mac,
+                "v4": pod.v4, "v6": pod.v6, "mtu": 1500});
+            journal.push_str(&format!("{}\n", json!({"attached": attachment})));
+        }
+        std::fs::write(path("attachments.journal"), journal).expect("written");
+        let listing = w.node.command("nft -j list table inet moat");
+        std::fs::write(path("sound.json"), &listing).expect("written");
+        std::fs::write(path("other.json"), listing.replacen(r#"{"accept": null}"#, r#"{"drop": null}"#, 1))
+            .expect("written");
+        std::fs::write(path("nonsense.json"), "nonsense").expect("written");
+
+        let check = |manifests: &str, dump: Option<&str>, search: &str| {
+            let mut arguments = vec!["check", "--node", "node", "--manifests"]
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>();
+            arguments.extend([path(manifests), "--state-dir".to_owned(), path("")]);
+            arguments.extend(dump.into_iter().flat_map(|d| ["--dump".to_owned(), path(d)]));
+            let search = search.to_owned();
+            w.node.run(move || {
+                let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+                let output = command.args(arguments).env("PATH", search).output().expect("runs");
+                let text = [output.stdout, output.stderr].concat();
+                (output.status.code(), String::from_utf8(text).expect("text"))
+            })
+        };
+        let search = std::env::var("PATH").expect("a search path");
+        let (status, text) = check("cluster.yaml", None, &search);
+        assert!(status == Some(0) && text.contains("2 pods") && text.contains("0 differences"), "{text}");
+        assert_eq!(check("cluster.yaml", Some("sound.json"), "").0, Some(0), "a dump needs no nft");
+        let (status, text) = check("cluster.yaml", Some("other.json"), &search);
+        assert!(status == Some(1) && text.contains("the kernel's table drops it"), "{text}");
+        let (status, text) = check("cluster.yaml", Some("nonsense.json"), &search);
+        assert!(status == Some(2) && text.contains("nft -j list table"), "{text}");
+        let (status, text) = check("cluster.yaml", None, "/nowhere");
+        assert!(status == Some(2) && text.contains("install nftables"), "{text}");
+        let (status, text) = check("missing.yaml", None, &search);
+        assert!(status == Some(2) && text.contains("missing.yaml"), "{text}");
     });
 }

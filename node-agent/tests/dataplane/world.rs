@@ -47,6 +47,8 @@ pub(crate) struct World {
     pub(crate) remote: BTreeMap<String, (Ipv4Addr, Ipv6Addr)>,
     pub(crate) cluster: Cluster,
     pub(crate) dataplane: Option<Dataplane>,
+    /// What it was made of.
+    pub(crate) manifests: String,
     config: Config,
 }
 
@@ -98,6 +100,7 @@ impl World {
             remote: BTreeMap::new(),
             cluster: Cluster::new(),
             dataplane: None,
+            manifests: text.clone(),
             config,
         };
         for (index, name) in remote.iter().enumerate() {

@@ -335,3 +335,60 @@ fn a_pods_veth_may_be_gone_before_its_chain() {
         assert_eq!(w.dataplane().stats().refusals(), 0);
     });
 }
+
+#[test]
+fn an_unguarded_start_amid_foreign_commits_succeeds() {
+    privileged(|| {
+        let mut w = World::with(&["a", "b"], &["r"], &policy("p", FROM_A), unguarded());
+        let stop = Arc::new(AtomicBool::new(false));
+        let commits = Arc::new(AtomicU32::new(0));
+        let foreign = {
+            let (stop, commits) = (stop.clone(), commits.clone());
+            w.node.run(move || std::thread::spawn(move || foreign_commits(&stop, &commits)))
+        };
+        until(|| commits.load(Ordering::Relaxed) > 0);
+        for _ in 0..10 {
+            w.restart();
+        }
+        stop.store(true, Ordering::Relaxed);
+        foreign.join().unwrap();
+        w.check();
+    });
+}
+
+/// The table is gone and the data plane does not know yet: the update is refused, and is in force all the same when its
+/// ticket says so.
+#[test]
+fn an_update_into_a_damaged_table_repairs_it() {
+    privileged(|| {
+        let mut w = World::with(&["a", "b"], &[], "", unguarded());
+        for round in 0..5 {
+            w.node.command("nft delete table inet moat");
+            w.apply(&policy(
+                "deny",
+                &format!(
+                    "{{podSelector: {{matchLabels: {{app: b}}}}, ingress: [{{ports: [{{port: {}}}]}}]}}",
+                    81 + round
+                ),
+            ));
+            assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy(Ingress)));
+            w.check();
+        }
+    });
+}
+
+#[test]
+fn a_node_of_one_family_has_sets_of_one_family() {
+    privileged(|| {
+        let mut config = Config::default();
+        config.layout.v6 = false;
+        let w = World::with(&["a", "b"], &["r"], &policy("p", FROM_A), config);
+        assert_eq!(w.udp(From::Pod("a"), w.v4("b"), 80), Passed);
+        assert_eq!(
+            w.udp(From::Pod("a"), w.v6("b"), 80),
+            Dropped(DropReason::Policy(Ingress)),
+            "closed, not open"
+        );
+        assert!(!w.node.command("nft list table inet moat").contains("pods6-"));
+    });
+}
