@@ -11,6 +11,7 @@
 //! What is in the kernel stays there when the agent ends or dies, and the next agent adopts it.
 
 mod adopt;
+mod counters;
 mod error;
 mod kernel;
 mod layout;
@@ -33,6 +34,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 use tracing::debug;
 
+pub use counters::DropCounters;
 pub use error::Error;
 pub use layout::{DropReason, LayoutConfig, LocalPod, TABLE, VETH_PREFIX};
 pub use stats::Stats;

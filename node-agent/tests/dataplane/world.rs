@@ -11,8 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use moat_agent::check::{self, Limits, Veth};
-use moat_agent::dataplane::{Config, Dataplane, DropReason, LocalPod, Update};
-use moat_nfnetlink::nft::{Family, Socket, TableId};
+use moat_agent::dataplane::{Config, Dataplane, DropCounters, DropReason, LocalPod, Update};
 use moat_policies::{Cluster, Key, NamespacedName, Object};
 
 use crate::probe::{udp_socket, unspecified};
@@ -250,20 +249,7 @@ impl World {
 
     /// How many packets were dropped so far, by reason.
     pub(crate) fn drops(&self) -> BTreeMap<DropReason, u64> {
-        self.node.run(|| {
-            let mut socket = Socket::open().expect("a socket");
-            let mut all = BTreeMap::new();
-            for family in [Family::Inet, Family::Netdev] {
-                let table = TableId::new(family, "moat");
-                for rule in socket.rules(&table, None).expect("rules").items {
-                    let reason = DropReason::ALL.into_iter().find(|r| r.as_str() == &*rule.chain);
-                    if let (Some(reason), Some((packets, _))) = (reason, rule.counter()) {
-                        *all.entry(reason).or_default() += packets;
-                    }
-                }
-            }
-            all
-        })
+        self.node.run(|| DropCounters::open().and_then(|mut counters| counters.read()).expect("counters"))
     }
 
     /// Whose address that is.

@@ -76,7 +76,7 @@ impl DropReason {
     }
 
     /// Whether it has a chain in this table.
-    pub(super) fn is_in(self, table: Table) -> bool {
+    pub(crate) fn is_in(self, table: Table) -> bool {
         table == Table::Inet || self == DropReason::Spoofed
     }
 
