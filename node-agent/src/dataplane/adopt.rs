@@ -4,12 +4,12 @@
 //! is there stays. Rules are few and are all written anew, in the one transaction that deletes the old
 //! ones; a packet sees either all old rules or all new ones.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use moat_nfnetlink::nft::{BaseInfo, Chain, Element, Hook, Policy, Set};
 
-use super::layout::Table;
+use super::layout::{ChainRules, Table};
 use super::op::{Op, Plan};
 use super::state::Content;
 
@@ -33,79 +33,65 @@ pub(crate) struct FoundSet {
 
 /// Plans what leads from tables as they are found to their content. Both tables exist. `None`: something in them has the
 /// name of one of ours and is something else, so that they must be replaced as a whole.
-pub(crate) fn adopt(found: &BTreeMap<Table, FoundTable>, content: &Content) -> Option<Plan> {
+pub(crate) fn adopt(mut found: BTreeMap<Table, FoundTable>, content: Content) -> Option<Plan> {
     let mut plan = Plan::default();
-    let empty = FoundTable::default();
-    let of = |table: Table| found.get(&table).unwrap_or(&empty);
-    let (mut deletions, mut new_sets, mut additions) = (Vec::new(), Vec::new(), Vec::new());
-    for (table, set, elements) in &content.sets {
-        let Some(there) = of(*table).sets.get(set.name()) else {
+    let (mut deletions, mut new_sets, mut new_chains, mut additions) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    plan.commit.extend(found.keys().map(|table| Op::FlushTable(*table)));
+    // What is found and wanted is taken out of what is found; what is left in the end is nobody's.
+    for (table, set, elements) in content.sets {
+        let Some(there) = found.get_mut(&table).and_then(|t| t.sets.remove(set.name())) else {
             // Nothing leads to a new set: what the kernel needs a moment to put in force is staged.
-            let ops =
-                if set.has_intervals() && set.data().is_none() { &mut plan.stage } else { &mut new_sets };
-            ops.push(Op::AddSet(*table, set.clone()));
+            let staged = set.has_intervals() && set.data().is_none();
+            let (sets, filled) =
+                if staged { (&mut plan.stage, None) } else { (&mut new_sets, Some(&mut additions)) };
+            sets.push(Op::AddSet(table, set.clone()));
             if !elements.is_empty() {
-                let to = if set.has_intervals() && set.data().is_none() {
-                    &mut plan.stage
-                } else {
-                    &mut additions
-                };
-                to.push(Op::AddElements(*table, set.clone(), elements.clone()));
+                filled.unwrap_or(sets).push(Op::AddElements(table, set, elements));
             }
             continue;
         };
-        let there = there.as_ref().filter(|s| alike(&s.declaration, set))?;
-        let (gone, new) = differences(there.elements.as_ref()?, elements);
+        let there = there.filter(|s| alike(&s.declaration, &set))?;
+        let (gone, new) = differences(there.elements?, elements);
         if !gone.is_empty() {
-            deletions.push(Op::DeleteElements(*table, set.clone(), gone));
+            deletions.push(Op::DeleteElements(table, set.clone(), gone));
         }
         if !new.is_empty() {
-            additions.push(Op::AddElements(*table, set.clone(), new));
+            additions.push(Op::AddElements(table, set, new));
         }
     }
-    let mut new_chains = Vec::new();
     for chain in &content.chains {
-        match of(chain.table).chains.get(&chain.chain.name) {
+        match found.get_mut(&chain.table).and_then(|t| t.chains.remove(&chain.chain.name)) {
             None => new_chains.push(Op::AddChain(chain.table, chain.chain.clone())),
             Some(base) if same_base(&chain.chain, base.as_ref()) => {}
             Some(_) => return None,
         }
     }
-    plan.commit.extend(found.keys().map(|table| Op::FlushTable(*table)));
     plan.commit.extend(deletions);
-    for (table, there) in found {
-        let sets: BTreeSet<&Arc<str>> =
-            content.sets.iter().filter(|(t, ..)| t == table).map(|(_, set, _)| set.name()).collect();
-        let chains: BTreeSet<&Arc<str>> =
-            content.chains.iter().filter(|c| c.table == *table).map(|c| &c.chain.name).collect();
-        let strays = there.sets.keys().filter(|name| !sets.contains(name));
-        plan.commit.extend(strays.map(|name| Op::DeleteSet(*table, name.clone())));
-        let strays = there.chains.keys().filter(|name| !chains.contains(name));
-        plan.commit.extend(strays.map(|name| Op::DeleteChain(*table, name.clone())));
+    for (table, strays) in found {
+        plan.commit.extend(strays.sets.into_keys().map(|name| Op::DeleteSet(table, name)));
+        plan.commit.extend(strays.chains.into_keys().map(|name| Op::DeleteChain(table, name)));
     }
     plan.commit.extend(new_sets);
     plan.commit.extend(new_chains);
     plan.commit.extend(additions);
-    plan.commit.extend(rules(content));
+    plan.commit.extend(content.chains.into_iter().filter_map(rules));
     Some(plan)
 }
 
 /// Plans the content of tables that hold nothing.
-pub(crate) fn fill(content: &Content) -> Vec<Op> {
+pub(crate) fn fill(content: Content) -> Vec<Op> {
     let mut ops: Vec<Op> =
         content.sets.iter().map(|(table, set, _)| Op::AddSet(*table, set.clone())).collect();
     ops.extend(content.chains.iter().map(|c| Op::AddChain(c.table, c.chain.clone())));
-    let filled = content.sets.iter().filter(|(.., elements)| !elements.is_empty());
-    ops.extend(filled.map(|(table, set, elements)| Op::AddElements(*table, set.clone(), elements.clone())));
-    ops.extend(rules(content));
+    let filled = content.sets.into_iter().filter(|(.., elements)| !elements.is_empty());
+    ops.extend(filled.map(|(table, set, elements)| Op::AddElements(table, set, elements)));
+    ops.extend(content.chains.into_iter().filter_map(rules));
     ops
 }
 
-fn rules(content: &Content) -> impl Iterator<Item = Op> {
-    content.chains.iter().filter(|c| !c.rules.is_empty()).map(|c| {
-        let rules = c.rules.clone();
-        Op::AddRules(c.table, c.chain.name.clone(), rules)
-    })
+fn rules(chain: ChainRules) -> Option<Op> {
+    (!chain.rules.is_empty()).then_some(Op::AddRules(chain.table, chain.chain.name, chain.rules))
 }
 
 fn alike(found: &Set, wanted: &Set) -> bool {
@@ -138,16 +124,25 @@ fn same_base(chain: &Chain, found: Option<&BaseInfo>) -> bool {
 
 /// The elements that are there and should not be, and those that should be there and are not. The same key with another
 /// verdict is both.
-fn differences(there: &[Element], wanted: &[Element]) -> (Vec<Element>, Vec<Element>) {
-    let sorted = |elements: &[Element]| {
-        elements.iter().map(|e| ((e.key, e.end), e.clone())).collect::<BTreeMap<_, _>>()
-    };
-    let (there, wanted) = (sorted(there), sorted(wanted));
-    let missing = |from: &BTreeMap<_, Element>, other: &BTreeMap<_, Element>| {
-        from.iter()
-            .filter(|(key, e)| other.get(*key).is_none_or(|o: &Element| o.data != e.data))
-            .map(|(_, e)| e.clone())
-            .collect()
-    };
-    (missing(&there, &wanted), missing(&wanted, &there))
+fn differences(mut there: Vec<Element>, mut wanted: Vec<Element>) -> (Vec<Element>, Vec<Element>) {
+    let key = |e: &Element| (e.key, e.end);
+    there.sort_unstable_by_key(key);
+    wanted.sort_unstable_by_key(key);
+    let (mut gone, mut new) = (Vec::new(), Vec::new());
+    let mut there = there.into_iter().peekable();
+    for element in wanted {
+        while let Some(e) = there.next_if(|e| key(e) < key(&element)) {
+            gone.push(e);
+        }
+        match there.next_if(|e| key(e) == key(&element)) {
+            Some(same) if same.data == element.data => {}
+            Some(other) => {
+                gone.push(other);
+                new.push(element);
+            }
+            None => new.push(element),
+        }
+    }
+    gone.extend(there);
+    (gone, new)
 }

@@ -62,8 +62,9 @@ impl Kernel {
         plan.transactions().iter().try_for_each(|ops| self.commit(ops, None))
     }
 
-    /// Makes our tables hold this content and nothing else, whatever they hold now.
-    pub(crate) fn restore(&mut self, content: &Content) -> Result<(), Error> {
+    /// Makes our tables hold this content and nothing else, whatever they hold now. It may be asked for more than once, and
+    /// is not kept: there may be a hundred thousand addresses in it.
+    pub(crate) fn restore(&mut self, content: impl Fn() -> Content) -> Result<(), Error> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -71,7 +72,7 @@ impl Kernel {
             // else the batch says which generation it was made for, but does not wait for silence for ever.
             let generation = self.socket.generation()?;
             let guard = (!self.owns() && tries < LISTINGS).then_some(generation);
-            match self.restore_once(content, guard) {
+            match self.restore_once(&content, guard) {
                 Err(Error::Kernel(e)) if matches!(*e, moat_nfnetlink::Error::Restart { .. }) => {
                     debug!(tries, "somebody else committed while the tables were listed; listing again");
                 }
@@ -80,7 +81,7 @@ impl Kernel {
         }
     }
 
-    fn restore_once(&mut self, content: &Content, guard: Option<u32>) -> Result<(), Error> {
+    fn restore_once(&mut self, content: &impl Fn() -> Content, guard: Option<u32>) -> Result<(), Error> {
         self.listings += 1;
         let mut all = Vec::new();
         for table in Table::ALL {
@@ -97,7 +98,7 @@ impl Kernel {
             for table in Table::ALL {
                 found.insert(table, self.list(table)?);
             }
-            if let Some(plan) = adopt(&found, content) {
+            if let Some(plan) = adopt(found, content()) {
                 let transactions = plan.transactions();
                 // Only the first of two is guarded: our own first changes the generation.
                 for (index, ops) in transactions.iter().enumerate() {
@@ -114,7 +115,7 @@ impl Kernel {
             }
             ops.push(Op::AddTable(self.declaration(table)));
         }
-        ops.extend(fill(content));
+        ops.extend(fill(content()));
         self.commit(&ops, guard)
     }
 

@@ -182,7 +182,7 @@ fn state_of(node: &Node) -> State {
 
 /// What the kernel holds when it holds what a state says.
 fn whole(state: &State) -> Model {
-    kernel(&fill(&state.content()))
+    kernel(&fill(state.content()))
 }
 
 fn carried_out(model: &mut Model, plan: Plan) {
@@ -261,7 +261,7 @@ proptest! {
     fn any_tables_of_ours_are_adopted(there in node(), wanted in node()) {
         let mut model = whole(&state_of(&there));
         let state = state_of(&wanted);
-        let plan = adopt(&found(&model), &state.content()).unwrap();
+        let plan = adopt(found(&model), state.content()).unwrap();
         carried_out(&mut model, plan);
         prop_assert_eq!(&model, &whole(&state));
     }
@@ -270,7 +270,7 @@ proptest! {
     #[test]
     fn adoption_writes_no_element_twice(node in node()) {
         let model = whole(&state_of(&node));
-        let plan = adopt(&found(&model), &state_of(&node).content()).unwrap();
+        let plan = adopt(found(&model), state_of(&node).content()).unwrap();
         let rules_only = plan.commit.iter().all(|op| matches!(op, Op::FlushTable(_) | Op::AddRules(..)));
         prop_assert!(rules_only && plan.stage.is_empty(), "{:?}", plan);
     }

@@ -58,9 +58,8 @@ impl Writer {
         let events = if kernel.owns() { None } else { Some(Events::open()?) };
         state.advance(initial);
         let begin = Instant::now();
-        let content = state.content();
         loop {
-            match kernel.restore(&content) {
+            match kernel.restore(|| state.content()) {
                 // A predecessor that was told to end may not be quite gone.
                 Err(Error::Owned { .. }) if begin.elapsed() < PREDECESSOR => {
                     std::thread::sleep(PREDECESSOR / 100)
@@ -161,7 +160,7 @@ impl Writer {
 
     fn resync(&mut self) -> Result<(), Error> {
         let begin = Instant::now();
-        self.kernel.restore(&self.state.content())?;
+        self.kernel.restore(|| self.state.content())?;
         self.stats.committed(begin.elapsed());
         self.gauge();
         Ok(())
