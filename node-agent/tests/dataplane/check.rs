@@ -1,11 +1,11 @@
 //! The independent reader is no rubber stamp: whatever of a table is changed, it tells.
 
-use moat_agent::check::{self, Limits, Veth};
+use moat_agent::check;
 use serde_json::{Value, json};
 
 use crate::space::privileged;
 use crate::verdicts::policy;
-use crate::world::{World, name};
+use crate::world::World;
 
 /// Programs inline and with a map, prefixes with excepts, named ports, both directions.
 const POLICIES: [(&str, &str); 4] = [
@@ -32,19 +32,8 @@ const POLICIES: [(&str, &str); 4] = [
 
 fn differences(w: &World, listing: &Value) -> Option<usize> {
     let ruleset = check::read(&listing.to_string(), "inet", "moat").expect("a table that can be judged");
-    let veths: Vec<Veth> = w
-        .pods
-        .iter()
-        .map(|(n, p)| Veth {
-            pod: name(n),
-            ifname: p.local.ifname.clone(),
-            pod_mac: p.local.pod_mac,
-            addresses: vec![p.v4.into(), p.v6.into()],
-        })
-        .collect();
-    let report = check::compare(&ruleset, w.cluster.objects(), "node", &veths, Limits::default());
     // What cannot be walked is told, too.
-    report.ok().map(|r| r.differences.len())
+    w.compare(&ruleset).ok().map(|r| r.differences.len())
 }
 
 #[test]

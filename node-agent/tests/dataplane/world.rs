@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use moat_agent::check::{self, Limits, Veth};
+use moat_agent::check::{self, CompareError, Limits, Report, Ruleset, Veth};
 use moat_agent::dataplane::{Config, Dataplane, DropCounters, DropReason, LocalPod, Update};
 use moat_policies::{Cluster, Key, NamespacedName, Object};
 
@@ -226,10 +226,8 @@ impl World {
         self.dataplane().submit(Update { policy, pods }).wait().expect("the kernel takes it");
     }
 
-    /// Walks what `nft` reads back and compares it with the policies: an independent party's word.
-    pub(crate) fn check(&self) {
-        let listing = self.node.command("nft -j list table inet moat");
-        let ruleset = check::read(&listing, "inet", "moat").expect("a table that can be judged");
+    /// Walks a table and compares it with the policies.
+    pub(crate) fn compare(&self, ruleset: &Ruleset) -> Result<Report, CompareError> {
         let veths: Vec<Veth> = self
             .pods
             .iter()
@@ -240,8 +238,14 @@ impl World {
                 addresses: vec![p.v4.into(), p.v6.into()],
             })
             .collect();
-        let objects = self.cluster.objects();
-        let report = check::compare(&ruleset, objects, "node", &veths, Limits::default()).expect("walks");
+        check::compare(ruleset, self.cluster.objects(), "node", &veths, Limits::default())
+    }
+
+    /// What `nft` reads back does what the policies say: an independent party's word.
+    pub(crate) fn check(&self) {
+        let listing = self.node.command("nft -j list table inet moat");
+        let ruleset = check::read(&listing, "inet", "moat").expect("a table that can be judged");
+        let report = self.compare(&ruleset).expect("walks");
         let text: Vec<String> = report.differences.iter().map(ToString::to_string).collect();
         assert!(text.is_empty(), "{}\n{}", text.join("\n"), self.node.command("nft list table inet moat"));
         assert!(report.packets > 0);

@@ -205,17 +205,11 @@ fn foreign_commits_cost_neither_a_listing_nor_an_update() {
         for config in [Config::default(), unguarded()] {
             let guarded = config.owner;
             let mut w = World::with(&["a", "b"], &["r"], &policy("p", FROM_A), config);
-            let stop = Arc::new(AtomicBool::new(false));
-            let commits = Arc::new(AtomicU32::new(0));
-            let foreign = {
-                let (stop, commits) = (stop.clone(), commits.clone());
-                w.node.run(move || std::thread::spawn(move || foreign_commits(&stop, &commits)))
-            };
-            until(|| commits.load(Ordering::Relaxed) > 0);
+            let foreign = Foreign::start(&w);
             let begin = Instant::now();
             let mut updates = 0;
             // 50 commits a second, for three seconds' worth of them, and updates of our own in between.
-            while commits.load(Ordering::Relaxed) < 150 {
+            while foreign.commits() < 150 {
                 w.apply(&policy(
                     "more",
                     &format!(
@@ -226,9 +220,8 @@ fn foreign_commits_cost_neither_a_listing_nor_an_update() {
                 ));
                 updates += 1;
             }
-            let rate = f64::from(commits.load(Ordering::Relaxed)) / begin.elapsed().as_secs_f64();
-            stop.store(true, Ordering::Relaxed);
-            foreign.join().unwrap();
+            let rate = f64::from(foreign.commits()) / begin.elapsed().as_secs_f64();
+            foreign.end();
             assert!(rate >= 45.0, "{rate} foreign commits a second");
             let stats = w.dataplane().stats();
             assert_eq!(
@@ -246,7 +239,35 @@ fn foreign_commits_cost_neither_a_listing_nor_an_update() {
     });
 }
 
-/// Somebody who commits to a table of his own, as kube-proxy does.
+/// Somebody in a node who commits to a table of his own, as kube-proxy does, 50 times a second.
+struct Foreign {
+    stop: Arc<AtomicBool>,
+    commits: Arc<AtomicU32>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Foreign {
+    /// Starts, and waits for the first commit.
+    fn start(w: &World) -> Self {
+        let (stop, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let thread = {
+            let (stop, commits) = (stop.clone(), commits.clone());
+            w.node.run(move || std::thread::spawn(move || foreign_commits(&stop, &commits)))
+        };
+        until(|| commits.load(Ordering::Relaxed) > 0);
+        Self { stop, commits, thread }
+    }
+
+    fn commits(&self) -> u32 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the foreigner ends well");
+    }
+}
+
 fn foreign_commits(stop: &AtomicBool, commits: &AtomicU32) {
     use moat_nfnetlink::nft::{Batch, Chain, Family, Socket, Table, TableId};
     let mut socket = Socket::open().expect("works");
@@ -340,18 +361,11 @@ fn a_pods_veth_may_be_gone_before_its_chain() {
 fn an_unguarded_start_amid_foreign_commits_succeeds() {
     privileged(|| {
         let mut w = World::with(&["a", "b"], &["r"], &policy("p", FROM_A), unguarded());
-        let stop = Arc::new(AtomicBool::new(false));
-        let commits = Arc::new(AtomicU32::new(0));
-        let foreign = {
-            let (stop, commits) = (stop.clone(), commits.clone());
-            w.node.run(move || std::thread::spawn(move || foreign_commits(&stop, &commits)))
-        };
-        until(|| commits.load(Ordering::Relaxed) > 0);
+        let foreign = Foreign::start(&w);
         for _ in 0..10 {
             w.restart();
         }
-        stop.store(true, Ordering::Relaxed);
-        foreign.join().unwrap();
+        foreign.end();
         w.check();
     });
 }
