@@ -1,6 +1,7 @@
 //! One run of the plugin: from environment and stdin to what is printed and the exit status.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -28,8 +29,18 @@ pub struct Output {
 
 /// Runs the command `command` (the value of `CNI_COMMAND`) with the environment that `get` reads.
 pub fn run(command: &str, get: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Output {
+    run_asking(command, get, stdin, |socket, command| client::call(socket, command, PATIENCE))
+}
+
+/// [`run`], with another way of asking the agent that listens on a socket.
+pub fn run_asking(
+    command: &str,
+    get: impl Fn(&str) -> Option<String>,
+    stdin: impl Read,
+    agent: impl Fn(&Path, Command) -> Result<Outcome, CniError>,
+) -> Output {
     let mut version = SpecVersion::NEWEST;
-    match execute(command, get, stdin, &mut version) {
+    match execute(command, get, stdin, agent, &mut version) {
         Ok(stdout) => Output { stdout, success: true },
         Err(error) => Output { stdout: Some(json(&Failure::new(version, &error))), success: false },
     }
@@ -40,6 +51,7 @@ fn execute(
     command: &str,
     get: impl Fn(&str) -> Option<String>,
     stdin: impl Read,
+    agent: impl Fn(&Path, Command) -> Result<Outcome, CniError>,
     version: &mut SpecVersion,
 ) -> Result<Option<String>, CniError> {
     let verb = Verb::parse(command)?;
@@ -51,7 +63,7 @@ fn execute(
     let environment = Environment::read(get);
     let config = NetworkConfig::parse(&text, verb)?;
     require_version(verb, config.version)?;
-    let ask = |command| match client::call(&config.agent_socket, command, PATIENCE)? {
+    let ask = |command| match agent(&config.agent_socket, command)? {
         Outcome::Refused(error) => Err(error),
         outcome => Ok(outcome),
     };
