@@ -70,7 +70,7 @@ impl Agent {
         self.known(pod).await?;
         let attachment = self
             .podnet
-            .prepare(Prepare {
+            .reserve(Prepare {
                 key: AttachmentKey::new(request.container_id, request.ifname),
                 network: request.network,
                 pod_namespace: request.pod_namespace,
@@ -79,6 +79,7 @@ impl Agent {
                 netns: request.netns,
             })
             .await?;
+        self.podnet.build(&attachment).await?;
         // The node's end is down until the kernel holds the pod's policy.
         let in_force = self.change(|desired| desired.attach(&attachment)).done().await.map_err(|e| {
             CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())

@@ -9,7 +9,7 @@
 //!                                                   10.2.0.0/24 via 192.0.2.2    another node's
 //! ```
 //!
-//! An *attachment* is one interface of one pod. Its life: [`PodNet::prepare`] gives it addresses and makes the
+//! An *attachment* is one interface of one pod. Its life: [`PodNet::reserve`] gives it addresses, [`PodNet::build`] makes the
 //! pair, with the node's end down; somebody else puts the pod's policy into the kernel; [`PodNet::activate`]
 //! sets the node's end up. [`PodNet::remove`] takes all of it away. So no packet passes before policy is in force.
 //!

@@ -87,12 +87,26 @@ impl PodNet {
         self.blocking(move |node| node.set_nodes(&local, &others)).await
     }
 
-    /// Gives a pod its addresses and its interface, whose node's end stays down.
+    /// Gives a pod its addresses and writes that down; makes nothing yet.
     ///
     /// What an earlier try for the same attachment left is removed first, unless that try was brought to its end: then
     /// there is such an interface, and the specification wants an error.
+    pub async fn reserve(&self, request: Prepare) -> Result<Attachment, PodNetError> {
+        self.blocking(move |node| node.reserve(request)).await
+    }
+
+    /// Makes the interface of a reserved attachment; its node's end stays down. After an error nothing is left, and the
+    /// addresses are released.
+    pub async fn build(&self, attachment: &Attachment) -> Result<(), PodNetError> {
+        let attachment = attachment.clone();
+        self.blocking(move |node| node.build(&attachment)).await
+    }
+
+    /// [`PodNet::reserve`], then [`PodNet::build`].
     pub async fn prepare(&self, request: Prepare) -> Result<Attachment, PodNetError> {
-        self.blocking(move |node| node.prepare(request)).await
+        let attachment = self.reserve(request).await?;
+        self.build(&attachment).await?;
+        Ok(attachment)
     }
 
     /// Sets the node's end up and leads the pod's addresses to it: from now on packets pass. May be called again.

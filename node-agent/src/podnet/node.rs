@@ -186,7 +186,7 @@ impl NodeNetwork {
         self.netlink(|netlink| Ok(netlink.links()?))
     }
 
-    pub(crate) fn prepare(&self, request: Prepare) -> Result<Attachment, PodNetError> {
+    pub(crate) fn reserve(&self, request: Prepare) -> Result<Attachment, PodNetError> {
         let key = request.key;
         let pod = Netns::open(&request.netns)?;
         if pod.is(&self.node) {
@@ -228,13 +228,17 @@ impl NodeNetwork {
             }
             attachment
         };
-        if let Err(error) = wire::build(&attachment, &pod, &self.node) {
-            return Err(match self.remove(&key) {
-                Ok(_) => error,
-                Err(also) => PodNetError::Several(vec![error, also]),
-            });
-        }
         Ok(attachment)
+    }
+
+    pub(crate) fn build(&self, attachment: &Attachment) -> Result<(), PodNetError> {
+        let made = Netns::open(&attachment.netns)
+            .map_err(PodNetError::from)
+            .and_then(|pod| wire::build(attachment, &pod, &self.node));
+        made.map_err(|error| match self.remove(&attachment.key()) {
+            Ok(_) => error,
+            Err(also) => PodNetError::Several(vec![error, also]),
+        })
     }
 
     pub(crate) fn activate(&self, attachment: &Attachment) -> Result<(), PodNetError> {
