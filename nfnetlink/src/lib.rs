@@ -47,6 +47,9 @@
 mod connection;
 pub mod conntrack;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod nflog;
 pub mod nft;
 #[cfg(test)]

@@ -79,6 +79,25 @@ impl Entry {
             timeout: be32(TIMEOUT),
         })
     }
+
+    /// As the kernel writes it in a dump, for the tests of the way there and back.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        let kind = message_type(subsystem::CONNTRACK, super::message::NEW);
+        let open = w.open(kind, 0, 0, self.original.family(), 0);
+        self.original.encode(&mut w, TUPLE_ORIGINAL);
+        self.reply.encode(&mut w, TUPLE_REPLY);
+        for (kind, value) in
+            [(MARK, self.mark), (STATUS, self.status), (ID, self.id), (TIMEOUT, self.timeout)]
+        {
+            w.be32(kind, value);
+        }
+        w.be16(ZONE, self.zone);
+        // Nothing above can be too long to write.
+        let _ = w.close(open);
+        w.bytes().to_vec()
+    }
 }
 
 /// Which entries a dump hands over: those that have everything that is named here.

@@ -173,7 +173,7 @@ impl ChainInfo {
 }
 
 impl SetInfo {
-    pub(super) fn decode(message: &Message<'_>) -> Option<Self> {
+    pub(crate) fn decode(message: &Message<'_>) -> Option<Self> {
         let attrs = message.attrs();
         let flags = be32(&attrs, 3).unwrap_or_default();
         Some(SetInfo {
@@ -224,7 +224,7 @@ impl SetInfo {
 }
 
 impl<'a> ElementView<'a> {
-    pub(super) fn decode(attrs: Attrs<'a>) -> Option<Self> {
+    pub(crate) fn decode(attrs: Attrs<'a>) -> Option<Self> {
         let value = |attr: Attr<'a>| attr.nested().find(1).map(|value| value.payload);
         let data = attrs.find(2);
         Some(ElementView {

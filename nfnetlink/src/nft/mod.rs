@@ -52,7 +52,7 @@ fn expression(writer: &mut Writer, kind: &str, content: impl FnOnce(&mut Writer)
 }
 
 /// Runs every decoder of the module over a message, for the tests of what they survive.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn decode_any(message: &crate::wire::Message<'_>) {
     let _ = TableInfo::decode(message);
     let _ = ChainInfo::decode(message);
