@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Sock
 use rustix::net::{bind, getsockname, recvfrom, sendmsg, socket_with, sockopt};
 
 use crate::Error;
-use crate::sys::set_netlink_option;
+use crate::sys::{network_of, set_netlink_option};
 use crate::wire::{Message, Messages, Writer, control, flags};
 
 /// Larger than any datagram the kernel makes: 32 KiB for dumps, 64 KiB and a header for nflog.
@@ -40,6 +40,34 @@ impl Connection {
         )
         .map_err(failed)?;
         bind(&socket, &SocketAddrNetlink::new(0, groups)).map_err(failed)?;
+        Self::on(socket, receive)
+    }
+
+    /// Goes on with a socket that somebody else opened and used, and does not use any more: as if it were new, with
+    /// the port id that it has.
+    pub(crate) fn take_over(socket: OwnedFd, receive: usize) -> Result<Self, Error> {
+        let netfilter = sockopt::socket_domain(&socket) == Ok(AddressFamily::NETLINK)
+            && sockopt::socket_protocol(&socket) == Ok(Some(netlink::NETFILTER));
+        if !netfilter {
+            return Err(Error::NotNetfilter);
+        }
+        let here = Self::open(0, receive)?;
+        let network = |socket: &OwnedFd| {
+            network_of(socket.as_fd()).map_err(|source| Error::socket("ask for a socket's namespace", source))
+        };
+        if network(&socket)? != network(&here.socket)? {
+            return Err(Error::OtherNetwork);
+        }
+        let mut connection = Self::on(socket, receive)?;
+        // Its last user may have gone in the middle of an answer, and a listing that nobody reads to its end would
+        // keep the kernel from beginning another.
+        connection.stale = true;
+        connection.drain("take a socket over")?;
+        Ok(connection)
+    }
+
+    fn on(socket: OwnedFd, receive: usize) -> Result<Self, Error> {
+        let failed = |source: Errno| Error::socket("open a netlink socket", source);
         let address = getsockname(&socket).map_err(failed)?;
         let port = SocketAddrNetlink::try_from(address).map_err(failed)?.pid();
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
@@ -72,13 +100,18 @@ impl Connection {
     /// netfilter does its work inside the system call.
     pub(crate) fn send(&mut self, parts: &[&[u8]], doing: &'static str) -> Result<(), Error> {
         // Answers that an earlier request left behind, because it failed half-way.
+        self.drain(doing)?;
+        self.send_only(parts, doing)
+    }
+
+    fn drain(&mut self, doing: &'static str) -> Result<(), Error> {
         while self.stale {
             match self.receive(doing, false) {
                 Ok(_) | Err(Error::Overrun { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.send_only(parts, doing)
+        Ok(())
     }
 
     /// Like [`Connection::send`], for a socket on which other messages arrive, too.

@@ -167,6 +167,12 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+    /// A descriptor that was to be taken over is not a netlink socket for netfilter.
+    #[error("this is not a netlink socket for netfilter")]
+    NotNetfilter,
+    /// A socket that was to be taken over belongs to another network namespace than the calling thread.
+    #[error("the socket belongs to another network namespace")]
+    OtherNetwork,
     /// The kernel refused the batch; nothing of it is in force.
     #[error("the kernel refused to {0}")]
     Refused(Box<Refusal>),

@@ -1,5 +1,5 @@
-//! The one system call that has no safe wrapper: netlink's own socket options.
-#![allow(unsafe_code, reason = "setsockopt with SOL_NETLINK; rustix and std cannot set these options")]
+//! The system calls that have no safe wrapper: socket options that rustix and std do not know.
+#![allow(unsafe_code, reason = "setsockopt with SOL_NETLINK, getsockopt of SO_NETNS_COOKIE")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,4 +19,22 @@ pub(crate) fn set_netlink_option(socket: BorrowedFd<'_>, option: i32, on: bool) 
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The number of the network namespace that a socket belongs to. No two have the same while the machine runs.
+pub(crate) fn network_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as it is borrowed, the pointers are to a live u64 and to a live
+    // length that says its size; the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,7 +1,7 @@
 //! Commits batches and tells what became of each message.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Batch, Operation, message};
 use crate::Error;
@@ -34,6 +34,13 @@ impl Socket {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
         Ok(Socket { connection: Connection::open(0, RECEIVE)? })
+    }
+
+    /// Goes on with a socket that somebody else opened, and that he does not use any more: the tables that it owns can be
+    /// changed through it. It must belong to the network namespace of the calling thread. What was left unread in it is
+    /// thrown away.
+    pub fn take_over(socket: OwnedFd) -> Result<Self, Error> {
+        Ok(Socket { connection: Connection::take_over(socket, RECEIVE)? })
     }
 
     /// The port id of this socket: what a table's owner is known by, and its commits in events.
