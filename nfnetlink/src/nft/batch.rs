@@ -178,6 +178,22 @@ impl Batch {
         self.elements(message::DEL_SETELEM, 0, table, set, elements)
     }
 
+    /// Adds a counter with a name; one that exists keeps what it counted.
+    pub fn add_counter(&mut self, table: &TableId, name: &str) -> Result<(), EncodeError> {
+        self.push(message::NEW_OBJ, flags::CREATE, table, |w| {
+            counter(w, table, name);
+            w.nest(4, |w| {
+                w.be64(1, 0);
+                w.be64(2, 0);
+            });
+        })
+    }
+
+    /// Deletes a counter. No rule may count in it.
+    pub fn delete_counter(&mut self, table: &TableId, name: &str) -> Result<(), EncodeError> {
+        self.push(message::DEL_OBJ, 0, table, |w| counter(w, table, name))
+    }
+
     /// What its message of that index does.
     pub fn operation(&self, index: usize) -> Option<Operation> {
         Operation::of(&Messages::new(self.as_bytes()).nth(index)?)
@@ -272,4 +288,11 @@ impl Batch {
             self.writer.set_flags(last, flags::ACK, true);
         }
     }
+}
+
+/// Which counter a message is about.
+fn counter(writer: &mut Writer, table: &TableId, name: &str) {
+    encode_name(writer, 1, &table.name);
+    encode_name(writer, 2, name);
+    writer.be32(3, message::COUNTER);
 }

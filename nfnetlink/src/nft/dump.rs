@@ -3,7 +3,7 @@
 use super::{Family, Socket, TableId, message};
 use crate::Error;
 use crate::connection::Request;
-use crate::nft::info::{ChainInfo, ElementView, RuleInfo, SetInfo, TableInfo};
+use crate::nft::info::{ChainInfo, CounterInfo, ElementView, RuleInfo, SetInfo, TableInfo};
 use crate::wire::{Message, Writer, flags, message_type, subsystem};
 
 /// What a dump found.
@@ -48,6 +48,16 @@ impl Socket {
                 .filter(|rule| rule.table == *table && chain.is_none_or(|chain| *rule.chain == *chain))
         };
         self.list("list rules", message::GET_RULE, Some(table.family), of, ours)
+    }
+
+    /// Lists the counters of a table that have names.
+    pub fn counters(&mut self, table: &TableId) -> Result<Listing<CounterInfo>, Error> {
+        let of = |w: &mut Writer| {
+            w.string(1, &table.name);
+            w.be32(3, message::COUNTER);
+        };
+        let ours = |message: &Message<'_>| CounterInfo::decode(message).filter(|c| c.table == *table);
+        self.list("list counters", message::GET_OBJ, Some(table.family), of, ours)
     }
 
     /// Hands over every element of a set or map, without keeping them: there may be a hundred thousand.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::message::COUNTER;
 use super::set::{VERDICT, flag};
 use super::{Data, DataType, Element, Family, Key, KeyType, Set, TableId, UserData, Verdict, userdata};
 use crate::wire::{Attr, Attrs, Message};
@@ -75,6 +76,8 @@ pub struct SetInfo {
     pub size: Option<u32>,
     /// When its elements leave.
     pub timeout: Option<Duration>,
+    /// What each of its elements does besides: `counter`, `limit`, …
+    pub expression: Option<String>,
     /// Its user data.
     pub userdata: Vec<u8>,
 }
@@ -90,6 +93,8 @@ pub struct ElementView<'a> {
     pub verdict: Option<Verdict>,
     /// What it leads to, in another map.
     pub value: Option<&'a [u8]>,
+    /// What it counted: packets and bytes.
+    pub counter: Option<(u64, u64)>,
     /// Its user data.
     pub userdata: &'a [u8],
 }
@@ -108,6 +113,19 @@ pub struct RuleInfo {
     pub expressions: Vec<u8>,
     /// Its user data.
     pub userdata: Vec<u8>,
+}
+
+/// A counter with a name, as the kernel holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CounterInfo {
+    /// Its table.
+    pub table: TableId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The packets it counted.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// The table that a message is about: in all messages of nf_tables it is the first attribute.
@@ -186,6 +204,7 @@ impl SetInfo {
             data_type: (flags & flag::MAP != 0).then(|| be32(&attrs, 6)).flatten(),
             size: attrs.find(9).and_then(|desc| be32(&desc.nested(), 1)),
             timeout: attrs.find(11).and_then(|attr| attr.be64()).map(Duration::from_millis),
+            expression: attrs.find(17).and_then(|expr| expr.nested().find(1)?.string().map(str::to_owned)),
             userdata: bytes(&attrs, 13),
         })
     }
@@ -197,7 +216,7 @@ impl SetInfo {
 
     /// The set as [`Batch`](super::Batch) declares it, where it is of a kind that it can declare.
     pub fn declaration(&self) -> Option<Set> {
-        const OURS: u32 = flag::INTERVAL | flag::CONCAT | flag::MAP | flag::TIMEOUT;
+        const OURS: u32 = flag::INTERVAL | flag::CONCAT | flag::MAP | flag::TIMEOUT | flag::EVAL;
         if self.flags & !OURS != 0 || (self.flags & flag::INTERVAL == 0) != (self.flags & flag::CONCAT == 0) {
             return None;
         }
@@ -209,6 +228,14 @@ impl SetInfo {
             None => {}
             Some(VERDICT) => set = set.verdict_map(),
             Some(value) => set = set.map(KeyType::from_number(value)?),
+        }
+        if self.flags & flag::EVAL != 0 {
+            set = set.dynamic();
+        }
+        match self.expression.as_deref() {
+            None => {}
+            Some("counter") => set = set.counted(),
+            Some(_) => return None,
         }
         if let Some(size) = self.size {
             set = set.size(size);
@@ -232,6 +259,7 @@ impl<'a> ElementView<'a> {
             end: attrs.find(10).and_then(value),
             verdict: data.and_then(|data| Verdict::decode(data.nested().find(2)?.nested())),
             value: data.and_then(value),
+            counter: attrs.find(7).and_then(|expression| counted(expression.nested())),
             userdata: attrs.find(6).map(|attr| attr.payload).unwrap_or_default(),
         })
     }
@@ -272,11 +300,31 @@ impl RuleInfo {
 
     /// What its first counter counted: packets and bytes.
     pub fn counter(&self) -> Option<(u64, u64)> {
-        let counter = Attrs::new(&self.expressions)
-            .map(|expression| expression.nested())
-            .find(|expression| expression.find(1).and_then(|name| name.string()) == Some("counter"))?
-            .find(2)?
-            .nested();
-        Some((counter.find(2)?.be64()?, counter.find(1)?.be64()?))
+        Attrs::new(&self.expressions).find_map(|expression| counted(expression.nested()))
     }
+}
+
+impl CounterInfo {
+    pub(super) fn decode(message: &Message<'_>) -> Option<Self> {
+        let attrs = message.attrs();
+        if be32(&attrs, 3) != Some(COUNTER) {
+            return None;
+        }
+        let data = attrs.find(4)?.nested();
+        Some(CounterInfo {
+            table: table_of(message)?,
+            name: attrs.find(2)?.string()?.into(),
+            packets: data.find(2)?.be64()?,
+            bytes: data.find(1)?.be64()?,
+        })
+    }
+}
+
+/// What an expression counted, if it is a counter: packets and bytes.
+fn counted(expression: Attrs<'_>) -> Option<(u64, u64)> {
+    if expression.find(1)?.string()? != "counter" {
+        return None;
+    }
+    let counter = expression.find(2)?.nested();
+    Some((counter.find(2)?.be64()?, counter.find(1)?.be64()?))
 }

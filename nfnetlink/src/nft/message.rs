@@ -18,6 +18,10 @@ pub(crate) const DEL_SETELEM: u8 = 14;
 pub(crate) const NEW_GEN: u8 = 15;
 pub(crate) const GET_GEN: u8 = 16;
 pub(crate) const NEW_OBJ: u8 = 18;
+pub(crate) const GET_OBJ: u8 = 19;
 pub(crate) const DEL_OBJ: u8 = 20;
 pub(crate) const NEW_FLOWTABLE: u8 = 22;
 pub(crate) const DEL_FLOWTABLE: u8 = 24;
+
+/// The number of counters among the objects (`NFT_OBJECT_COUNTER`).
+pub(crate) const COUNTER: u32 = 1;

@@ -27,7 +27,7 @@ pub use chain::{Base, Chain, ChainType, Hook, Policy};
 pub use dump::Listing;
 pub use events::{Assembler, Commit, Event, Events};
 pub use field::{Field, KeyType};
-pub use info::{BaseInfo, ChainInfo, ElementView, RuleInfo, SetInfo, TableInfo};
+pub use info::{BaseInfo, ChainInfo, CounterInfo, ElementView, RuleInfo, SetInfo, TableInfo};
 pub use key::{Key, Value};
 pub use name::{Family, IfName, Ref, TableId};
 pub use operation::{Object, Operation, Verb};
@@ -57,6 +57,7 @@ pub(crate) fn decode_any(message: &crate::wire::Message<'_>) {
     let _ = TableInfo::decode(message);
     let _ = ChainInfo::decode(message);
     let _ = SetInfo::decode(message).map(|set| set.declaration());
+    let _ = CounterInfo::decode(message);
     let _ = RuleInfo::decode(message).map(|rule| (rule.counter(), rule.expression_names().len()));
     let _ = Operation::of(message).map(|operation| operation.to_string());
     for list in message.attrs() {

@@ -38,6 +38,8 @@ pub enum Object {
     Set(Arc<str>),
     /// Elements of a set or map.
     Elements(Arc<str>),
+    /// A counter with a name.
+    Counter(Arc<str>),
 }
 
 /// What one message of a batch was to do.
@@ -71,6 +73,9 @@ impl Operation {
             }
             message::NEW_SET | message::DEL_SET => Object::Set(name(&attrs, 2, 16)),
             message::NEW_SETELEM | message::DEL_SETELEM => Object::Elements(name(&attrs, 2, u16::MAX)),
+            message::NEW_OBJ | message::DEL_OBJ if attrs.find(3)?.be32() == Some(message::COUNTER) => {
+                Object::Counter(name(&attrs, 2, 6))
+            }
             _ => return None,
         };
         let all = match message.number() {
@@ -84,7 +89,8 @@ impl Operation {
             | message::NEW_CHAIN
             | message::NEW_RULE
             | message::NEW_SET
-            | message::NEW_SETELEM => Verb::Add,
+            | message::NEW_SETELEM
+            | message::NEW_OBJ => Verb::Add,
             _ if all => Verb::Flush,
             _ => Verb::Delete,
         };
@@ -123,6 +129,7 @@ impl fmt::Display for Operation {
             (Object::Rule { chain, handle: None }, _) => write!(f, "rule {table} {chain}"),
             (Object::Set(name), _) => write!(f, "set {table} {name}"),
             (Object::Elements(name), Verb::Flush) => write!(f, "set {table} {name}"),
+            (Object::Counter(name), _) => write!(f, "counter {table} {name}"),
             (Object::Elements(name), _) => write!(f, "elements {table} {name}"),
         }
     }

@@ -61,8 +61,10 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 }
 
 fn set_and_elements() -> impl Strategy<Value = (Set, Vec<Element>)> {
-    (key_type(), any::<bool>(), 0..3).prop_flat_map(|(kind, intervals, data)| {
+    (key_type(), any::<[bool; 3]>(), 0..3).prop_flat_map(|(kind, [intervals, dynamic, counted], data)| {
         let set = Set::new("set", kind);
+        let set = if dynamic { set.dynamic() } else { set };
+        let set = if counted { set.counted() } else { set };
         let set = if intervals && kind.fields().len() > 1 { set.intervals() } else { set };
         let (set, data) = match data {
             0 => (set, Just(None).boxed()),
@@ -216,6 +218,35 @@ fn bytes_of_a_rule() {
     assert_eq!((part(0, 1).be32(), part(0, 2).be32()), (Some(8), Some(6)), "iifname into the first register");
     assert_eq!((part(1, 1).be32(), part(1, 2).be32()), (Some(8), Some(0)));
     assert_eq!(part(1, 3).nested().find(1).unwrap().payload, b"moat", "no zero byte: a prefix");
+}
+
+#[test]
+fn bytes_of_a_meter_and_of_a_counter() {
+    let mut batch = Batch::new();
+    let limit = Limit { rate: 10, per: std::time::Duration::from_secs(1), burst: 20 };
+    let rule = Rule::new().count_in("all").meter([Source::IIFNAME, Source::OIFNAME], "each", limit);
+    batch.add_rule(&table(), "c", &rule).unwrap();
+    batch.add_counter(&table(), "all").unwrap();
+    batch.delete_counter(&table(), "all").unwrap();
+    let messages: Vec<_> = Messages::new(batch.as_bytes()).collect();
+    let expressions: Vec<_> = messages[0].attrs().find(4).unwrap().nested().collect();
+    let names: Vec<_> = expressions.iter().map(|e| e.nested().find(1).unwrap().string().unwrap()).collect();
+    assert_eq!(names, ["objref", "meta", "meta", "dynset"]);
+    let part = |index: usize| expressions[index].nested().find(2).unwrap().nested();
+    assert_eq!((part(0).find(1).unwrap().be32(), part(0).find(2).unwrap().string()), (Some(1), Some("all")));
+    assert_eq!((part(1).find(1).unwrap().be32(), part(2).find(1).unwrap().be32()), (Some(8), Some(12)));
+    let meter = part(3);
+    assert_eq!(meter.find(1).unwrap().string(), Some("each"));
+    assert_eq!((meter.find(3).unwrap().be32(), meter.find(4).unwrap().be32()), (Some(1), Some(8)));
+    let each = meter.find(7).unwrap().nested();
+    assert_eq!(each.find(1).unwrap().string(), Some("limit"));
+    let each = each.find(2).unwrap().nested();
+    assert_eq!((each.find(1).unwrap().be64(), each.find(3).unwrap().be32()), (Some(10), Some(20)));
+    // A dump has everything that the declaration has.
+    let found = info::CounterInfo::decode(&messages[1]).unwrap();
+    assert_eq!((&*found.name, found.packets, found.bytes), ("all", 0, 0));
+    let said: Vec<_> = (1..3).map(|index| batch.operation(index).unwrap().to_string()).collect();
+    assert_eq!(said, ["add counter inet moat all", "delete counter inet moat all"]);
 }
 
 #[test]

@@ -118,6 +118,16 @@ impl Rule {
         self.then(Statement::Counter)
     }
 
+    /// Counts packets and bytes in the counter of that name.
+    pub fn count_in(self, counter: impl Into<Arc<str>>) -> Self {
+        self.then(Statement::CountIn(counter.into()))
+    }
+
+    /// Goes on so often for each key; remembers the keys in a dynamic set.
+    pub fn meter(self, key: impl Into<Box<[Source]>>, set: impl Into<Arc<str>>, limit: Limit) -> Self {
+        self.then(Statement::Meter { key: key.into(), set: set.into(), limit })
+    }
+
     /// Goes on so often.
     pub fn limit(self, limit: Limit) -> Self {
         self.then(Statement::Limit(limit))

@@ -25,6 +25,7 @@ pub(crate) mod flag {
     pub(crate) const INTERVAL: u32 = 0x4;
     pub(crate) const MAP: u32 = 0x8;
     pub(crate) const TIMEOUT: u32 = 0x10;
+    pub(crate) const EVAL: u32 = 0x20;
     pub(crate) const CONCAT: u32 = 0x80;
 }
 
@@ -49,6 +50,8 @@ pub struct Set {
     data: Option<DataType>,
     size: Option<u32>,
     timeout: Option<Duration>,
+    dynamic: bool,
+    counted: bool,
     userdata: UserData,
 }
 
@@ -62,6 +65,8 @@ impl Set {
             data: None,
             size: None,
             timeout: None,
+            dynamic: false,
+            counted: false,
             userdata: UserData::new(),
         }
     }
@@ -97,6 +102,19 @@ impl Set {
         self
     }
 
+    /// Rules add elements to it ([`Statement::Meter`](super::Statement::Meter)). It should say how many it holds at most, and
+    /// when they leave.
+    pub fn dynamic(mut self) -> Self {
+        self.dynamic = true;
+        self
+    }
+
+    /// Each element counts the packets that are found to be in the set by it.
+    pub fn counted(mut self) -> Self {
+        self.counted = true;
+        self
+    }
+
     /// With this user data, behind what `nft` needs to print the elements.
     pub fn userdata(mut self, userdata: UserData) -> Self {
         self.userdata = userdata;
@@ -123,8 +141,21 @@ impl Set {
         self.intervals
     }
 
+    /// Whether rules add elements to it.
+    pub fn is_dynamic(&self) -> bool {
+        self.dynamic
+    }
+
+    /// Whether each element counts.
+    pub fn is_counted(&self) -> bool {
+        self.counted
+    }
+
     fn flags(&self) -> u32 {
         let mut flags = 0;
+        if self.dynamic {
+            flags |= flag::EVAL;
+        }
         if self.intervals {
             flags |= flag::INTERVAL | flag::CONCAT;
         }
@@ -177,6 +208,13 @@ impl Set {
             writer.be64(11, timeout.as_millis() as u64);
         }
         self.userdata.encode(writer, 13, SET_COMMENT, &[(0, byte_order(&self.key)), (1, self.data_order())]);
+        if self.counted {
+            // Kernels since 5.11 give it to every element of the set.
+            writer.nest(17, |w| {
+                w.string(1, "counter");
+                w.nest(2, |_| {});
+            });
+        }
     }
 
     fn data_order(&self) -> u32 {

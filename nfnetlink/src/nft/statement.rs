@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::field::REGISTERS;
+use super::message::COUNTER;
 use super::name::encode_name;
 use super::{IfName, Source, Value, Verdict, expression};
 use crate::EncodeError;
@@ -189,8 +190,20 @@ pub enum Statement {
     },
     /// Counts packets and bytes.
     Counter,
+    /// Counts packets and bytes in the counter of that name, which outlives the rule.
+    CountIn(Arc<str>),
     /// Goes on so often.
     Limit(Limit),
+    /// Goes on so often for each key: the limit is an element's own. Adds the element where there is none, puts its time-out
+    /// off where there is one, and does not go on where the set is full.
+    Meter {
+        /// The key's fields.
+        key: Box<[Source]>,
+        /// The dynamic set's name.
+        set: Arc<str>,
+        /// How often.
+        limit: Limit,
+    },
     /// Copies the packet to a listener.
     Log(Log),
     /// Drops the packet and tells its sender.
@@ -262,13 +275,23 @@ impl Statement {
                 w.be64(1, 0);
                 w.be64(2, 0);
             }),
-            Statement::Limit(limit) => expression(w, "limit", |w| {
-                w.be64(1, limit.rate);
-                w.be64(2, limit.per.as_secs());
-                w.be32(3, limit.burst);
-                w.be32(4, 0); // NFT_LIMIT_PKTS
-                w.be32(5, 0);
+            Statement::CountIn(name) => expression(w, "objref", |w| {
+                w.be32(1, COUNTER);
+                encode_name(w, 2, name);
             }),
+            Statement::Limit(limit) => expression(w, "limit", |w| limit.encode(w)),
+            Statement::Meter { key, set, limit } => {
+                load(w, key);
+                expression(w, "dynset", |w| {
+                    encode_name(w, 1, set);
+                    w.be32(3, 1); // NFT_DYNSET_OP_UPDATE
+                    w.be32(4, REGISTER);
+                    w.nest(7, |w| {
+                        w.string(1, "limit");
+                        w.nest(2, |w| limit.encode(w));
+                    });
+                });
+            }
             Statement::Log(log) => log.encode(w),
             Statement::Reject(reject) => expression(w, "reject", |w| match reject {
                 Reject::TcpReset => w.be32(1, 1),
@@ -292,6 +315,16 @@ impl Statement {
             Statement::NoTrack => expression(w, "notrack", |_| {}),
             Statement::Masquerade => expression(w, "masq", |_| {}),
         }
+    }
+}
+
+impl Limit {
+    fn encode(&self, w: &mut Writer) {
+        w.be64(1, self.rate);
+        w.be64(2, self.per.as_secs());
+        w.be32(3, self.burst);
+        w.be32(4, 0); // NFT_LIMIT_PKTS
+        w.be32(5, 0);
     }
 }
 

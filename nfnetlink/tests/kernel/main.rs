@@ -4,6 +4,7 @@
 mod adoption;
 mod commit;
 mod conntrack;
+mod counting;
 mod events;
 mod nflog;
 mod ownership;

@@ -53,6 +53,7 @@ impl Ruleset {
                     NfListObject::Chain(chain) => ruleset.chains.push(chain),
                     NfListObject::Rule(rule) => ruleset.rules.push(rule),
                     NfListObject::Set(set) => ruleset.sets.push(*set),
+                    NfListObject::Counter(_) => {}
                     other => panic!("unexpected {other:?}"),
                 }
             }

@@ -24,11 +24,19 @@ fn round_trip(rule: Rule) -> Json {
     batch.add_set(&table, &Set::new("peers", Field::Ipv4Addr)).unwrap();
     let ports = KeyType::new(&[Field::InetProto, Field::InetService]).unwrap();
     batch.add_set(&table, &Set::new("ports", ports).verdict_map()).unwrap();
+    batch.add_set(&table, &each()).unwrap();
+    batch.add_counter(&table, "all").unwrap();
     batch.add_chain(&table, &Chain::new("target")).unwrap();
     batch.add_chain(&table, &Chain::filter("base", Hook::Prerouting, -300, Policy::Accept)).unwrap();
     batch.add_rule(&table, "base", &rule).unwrap();
     Socket::open().unwrap().send(&batch, None).unwrap();
     Ruleset::read().expressions("base").remove(0)
+}
+
+/// Limits for each pair of interfaces.
+fn each() -> Set {
+    let pair = KeyType::new(&[Field::IfName, Field::IfName]).unwrap();
+    Set::new("each", pair).dynamic().size(2).timeout(Duration::from_secs(60))
 }
 
 fn eq(left: Json, right: Json) -> Json {
@@ -189,6 +197,7 @@ fn effects() {
             round_trip(Rule::new().limit(limit))[0],
             json!({ "limit": { "rate": 10, "burst": 5, "per": "second" } })
         );
+        assert_eq!(round_trip(Rule::new().count_in("all"))[0], json!({ "counter": "all" }));
         let log = Log { group: 7, prefix: "moat drop".into(), snaplen: Some(128), threshold: Some(2) };
         assert_eq!(
             round_trip(Rule::new().log(log))[0],
@@ -202,7 +211,11 @@ fn effects() {
             round_trip(Rule::new().eq(Source::L4PROTO, 6).reject(Reject::TcpReset))[1],
             json!({ "reject": { "type": "tcp reset" } })
         );
-        // The types of the nftables crate know neither of these two.
+        // The types of the nftables crate know none of these.
+        round_trip_text(
+            Rule::new().meter([Source::IIFNAME, Source::OIFNAME], "each", limit),
+            "update @each { iifname . oifname limit rate 10/second }",
+        );
         round_trip_text(Rule::new().then(Statement::NoTrack), "notrack");
         round_trip_text(Rule::new().verdict(Verdict::Accept).comment("why so"), "accept comment \"why so\"");
     });
@@ -212,6 +225,7 @@ fn round_trip_text(rule: Rule, expected: &str) {
     let table = TableId::new(Family::Inet, "text");
     let mut batch = Batch::new();
     batch.add_table(&Table::new(table.clone())).unwrap();
+    batch.add_set(&table, &each()).unwrap();
     batch.add_chain(&table, &Chain::filter("base", Hook::Prerouting, -300, Policy::Accept)).unwrap();
     batch.flush_chain(&table, "base").unwrap();
     batch.add_rule(&table, "base", &rule).unwrap();
