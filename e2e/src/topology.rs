@@ -297,6 +297,7 @@ mod tests {
             ports: vec![],
             host_network: false,
             finished: false,
+            uid: None,
         })
     }
 

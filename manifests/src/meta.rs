@@ -37,6 +37,7 @@ pub(crate) struct Meta {
     pub name: Arc<str>,
     pub namespace: Arc<str>,
     pub labels: Labels,
+    pub uid: Option<Arc<str>>,
     /// Kind and name of the owner that controls it.
     pub controller: Option<(Arc<str>, Arc<str>)>,
 }
@@ -87,8 +88,9 @@ pub(crate) fn metadata(c: &mut Context<'_>, object: &Node, naming: Naming) -> Op
     };
     let labels = labels(c, node, &path);
     annotations(c, node, &path);
+    let uid = c.string(node, &path, "uid").filter(|uid| !uid.is_empty()).map(shared);
     let controller = controller(c, node, &path);
-    Some(Meta { name: name?, namespace: namespace?, labels, controller })
+    Some(Meta { name: name?, namespace: namespace?, labels, uid, controller })
 }
 
 /// `metadata` of a Pod template: labels and annotations only.

@@ -34,6 +34,7 @@ impl PodSpec {
             ports: self.ports.clone(),
             host_network: self.host_network,
             finished: false,
+            uid: None,
         }
     }
 }
@@ -70,6 +71,7 @@ pub(crate) fn pod(c: &mut Context<'_>, object: &Node) -> Option<(Pod, Meta)> {
     let (meta, spec, status) = (meta?, spec?, status?);
     let mut pod = spec.pod(meta.namespaced_name(), meta.labels.clone());
     pod.finished = status.finished;
+    pod.uid = meta.uid.clone();
     // A hostNetwork pod that does not say its address has its node's.
     pod.addresses = match pod.host_network && status.addresses.is_empty() {
         true => status.host_addresses,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use moat_policies::{NamespacedName, Object};
+use moat_policies::{NamespacedName, Object, Pod};
 
 use crate::error::Errors;
 use crate::fields::{Context, Path, shared};
@@ -27,6 +27,8 @@ pub struct PodStatus {
     pub addresses: Vec<IpAddr>,
     /// `status.phase` is Succeeded or Failed.
     pub finished: bool,
+    /// `metadata.uid`.
+    pub uid: Option<Arc<str>>,
 }
 
 /// Reads pods' states from files, folders or standard input.
@@ -87,6 +89,7 @@ fn pod_status(c: &mut Context<'_>, root: &Node) -> Option<PodStatus> {
         node: node.map(shared),
         addresses,
         finished: status.finished,
+        uid: meta.uid,
     })
 }
 
@@ -98,14 +101,25 @@ impl Manifests {
             states.iter().map(|s| (&s.name, s)).collect();
         for object in &mut self.objects {
             let Object::Pod(pod) = object else { continue };
-            let Some(state) = states.get(&pod.name) else { continue };
-            if state.node.is_some() {
-                pod.node.clone_from(&state.node);
+            if let Some(state) = states.get(&pod.name) {
+                state.put_over(pod);
             }
-            if !state.addresses.is_empty() {
-                pod.addresses.clone_from(&state.addresses);
-            }
-            pod.finished |= state.finished;
+        }
+    }
+}
+
+impl PodStatus {
+    /// Puts this state over the pod of its name. What it does not say (no node, no addresses) stays as it is.
+    pub fn put_over(&self, pod: &mut Pod) {
+        if self.node.is_some() {
+            pod.node.clone_from(&self.node);
+        }
+        if !self.addresses.is_empty() {
+            pod.addresses.clone_from(&self.addresses);
+        }
+        pod.finished |= self.finished;
+        if self.uid.is_some() {
+            pod.uid.clone_from(&self.uid);
         }
     }
 }

@@ -398,7 +398,9 @@ fn states_are_put_over_pods() {
     let states = state(
         "x-0",
         "spec: {nodeName: n2}\nstatus: {phase: Running, hostIP: 172.16.0.2, podIPs: [{ip: 10.9.0.1}]}",
-    ) + &state("x-1", "status: {phase: Succeeded}")
+    )
+    .replace("{name", "{uid: one, name")
+        + &state("x-1", "status: {phase: Succeeded}")
         + &state("stranger", "status: {podIP: 10.9.0.9}");
     let states = moat_manifests::decode_pod_status([("s.yaml", states.as_bytes())]).unwrap();
     let mut manifests = read(&workload("Deployment", "x", "replicas: 2, "));
@@ -406,6 +408,7 @@ fn states_are_put_over_pods() {
     let [first, second] = pods(&manifests)[..] else { panic!() };
     assert_eq!((first.node.as_deref(), first.addresses.len(), first.finished), (Some("n2"), 1, false));
     assert_eq!((second.node.as_deref(), second.addresses.len(), second.finished), (None, 0, true));
+    assert_eq!((first.uid.as_deref(), second.uid.as_deref()), (Some("one"), None));
     let wrong = moat_manifests::decode_pod_status([(
         "s.yaml",
         "apiVersion: v1\nkind: Node\nmetadata: {name: x}\n".as_bytes(),

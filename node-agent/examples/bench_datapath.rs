@@ -322,6 +322,7 @@ fn load(node: &Space, policies: u32, owner: bool) -> Dataplane {
             ports: Vec::new(),
             host_network: false,
             finished: false,
+            uid: None,
         })
     };
     let last = group(policies.saturating_sub(1));

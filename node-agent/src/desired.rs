@@ -145,6 +145,7 @@ mod tests {
             ports: vec![],
             host_network: false,
             finished: false,
+            uid: None,
         })
     }
 

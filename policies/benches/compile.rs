@@ -32,6 +32,7 @@ fn pod(n: usize, namespace: &str, label: &str) -> Pod {
         ports: vec![ContainerPort { name: None, protocol: Protocol::Tcp, port: 80 }],
         host_network: false,
         finished: false,
+        uid: None,
     }
 }
 

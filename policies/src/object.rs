@@ -52,6 +52,8 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.phase` is Succeeded or Failed: no peer, no subject, no row anywhere.
     pub finished: bool,
+    /// `metadata.uid`: tells a pod from an earlier one of its name. Decides no verdict.
+    pub uid: Option<Arc<str>>,
 }
 
 /// One entry of a container's `ports`.

@@ -39,6 +39,7 @@ fn pod(full_name: &str, label_text: &str, addresses: &[&str]) -> Pod {
         ports: Vec::new(),
         host_network: false,
         finished: false,
+        uid: None,
     }
 }
 

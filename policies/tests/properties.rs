@@ -326,6 +326,7 @@ fn a_state_is_asked_for_after_a_commit() {
             ports: Vec::new(),
             host_network: false,
             finished: false,
+            uid: None,
         })
     };
     let mut cluster = compiled([pod("1", [10, 0, 0, 1])]);

@@ -287,6 +287,7 @@ fn pod() -> impl Strategy<Value = Pod> {
             ports,
             host_network,
             finished,
+            uid: None,
         })
 }
 
