@@ -1,4 +1,6 @@
 //! Asking the agent.
+//!
+//! An agent that is not there is told apart from one that is there and does not answer: see [`Unanswered`].
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,20 +10,38 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{CniError, code};
+use crate::failpoint;
 use crate::protocol::{self, Command, MAX_LINE, Outcome, Request, VERSION};
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// Nobody listens, or who did died before it answered.
+    NoAgent(CniError),
+    /// Anything else: it takes too long, what it says cannot be read, or the socket may not be used.
+    Failed(CniError),
+}
+
+impl From<Unanswered> for CniError {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::NoAgent(error) | Unanswered::Failed(error) => error,
+        }
+    }
+}
 
 /// Asks the agent that listens on `socket`, and waits at most `patience` in all.
 ///
 /// An agent that cannot be reached, or that does not answer in time, is a passing condition
 /// ([`code::TRY_AGAIN`]): it starts again, and the runtime should then ask again.
-pub fn call(socket: &Path, command: Command, patience: Duration) -> Result<Outcome, CniError> {
+pub fn call(socket: &Path, command: Command, patience: Duration) -> Result<Outcome, Unanswered> {
     let line = protocol::encode(&Request { version: VERSION, command });
     if line.len() > MAX_LINE {
-        return Err(CniError::new(
+        return Err(Unanswered::Failed(CniError::new(
             code::INVALID_CONFIG,
             "the request is too long",
             format!("it has {} bytes and the agent takes {MAX_LINE}", line.len()),
-        ));
+        )));
     }
     // A thread of its own, because no timeout of a socket bounds the whole of connect, write and read.
     let (sender, receiver) = mpsc::channel();
@@ -31,25 +51,42 @@ pub fn call(socket: &Path, command: Command, patience: Duration) -> Result<Outco
         let _ = sender.send(exchange(&path, &line, patience));
     });
     match receiver.recv_timeout(patience) {
-        Ok(Ok(answer)) => protocol::decode_response(&answer),
-        Ok(Err(error)) => Err(unreachable(socket, &error)),
-        Err(_) => Err(unreachable(
+        Ok(Ok(answer)) => protocol::decode_response(&answer).map_err(Unanswered::Failed),
+        Ok(Err(error)) if is_gone(&error) => Err(Unanswered::NoAgent(unreachable(socket, &error))),
+        Ok(Err(error)) => Err(Unanswered::Failed(unreachable(socket, &error))),
+        Err(_) => Err(Unanswered::Failed(unreachable(
             socket,
             &io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("no answer within {} s", patience.as_secs_f32()),
             ),
-        )),
+        ))),
     }
+}
+
+/// Whether an error says that no process is at the other end (any more).
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::NotFound
+            | Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::BrokenPipe
+            | Kind::UnexpectedEof
+    )
 }
 
 fn exchange(socket: &Path, line: &[u8], patience: Duration) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_write_timeout(Some(patience))?;
     stream.set_read_timeout(Some(patience))?;
+    failpoint::reach("connected");
     stream.write_all(line)?;
+    failpoint::reach("asked");
     let mut answer = Vec::new();
     BufReader::new(stream.take(MAX_LINE as u64)).read_until(b'\n', &mut answer)?;
+    failpoint::reach("answered");
     match answer.last() {
         Some(b'\n') => Ok(answer),
         None => {

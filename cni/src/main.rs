@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let output = plugin::run(&command, get, io::stdin().lock());
+    moat_cni::failpoint::reach("done");
     if let Some(text) = output.stdout {
         // A runtime that closed the pipe gets no answer; all that is left to say is that it failed.
         if writeln!(io::stdout(), "{text}").is_err() {

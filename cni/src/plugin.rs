@@ -12,6 +12,7 @@ use crate::config::{self, NetworkConfig};
 use crate::environment::{Environment, Verb};
 use crate::error::{CniError, code};
 use crate::protocol::{Add, Check, Command, Del, Gc, Outcome, Status};
+use crate::removal;
 use crate::result::{Failure, Success, Versions};
 use crate::version::SpecVersion;
 
@@ -29,7 +30,11 @@ pub struct Output {
 
 /// Runs the command `command` (the value of `CNI_COMMAND`) with the environment that `get` reads.
 pub fn run(command: &str, get: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Output {
-    run_asking(command, get, stdin, |socket, command| client::call(socket, command, PATIENCE))
+    run_asking(command, get, stdin, |socket, command| match command {
+        // A container must be able to go at any time.
+        Command::Del(del) => removal::remove(socket, del, PATIENCE),
+        other => Ok(client::call(socket, other, PATIENCE)?),
+    })
 }
 
 /// [`run`], with another way of asking the agent that listens on a socket.

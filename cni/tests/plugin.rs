@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use moat_cni::protocol;
+use moat_cni::{note, protocol};
 use serde_json::{Value, json};
 
 struct Run {
@@ -189,7 +189,7 @@ fn an_agent_that_cannot_be_reached_means_try_again() {
     let mut stdin = config("1.1.0", &socket);
     stdin["cni.dev/valid-attachments"] = json!([]);
     stdin["prevResult"] = json!({"ips": []});
-    for command in ["DEL", "CHECK", "GC"] {
+    for command in ["CHECK", "GC"] {
         let error = pod(command, &stdin.to_string()).fails_with(11);
         assert_eq!(error["cniVersion"], "1.1.0");
     }
@@ -198,6 +198,48 @@ fn an_agent_that_cannot_be_reached_means_try_again() {
     assert!(error["msg"].as_str().unwrap().contains(socket.to_str().unwrap()));
     // STATUS asks whether ADD can be served, and has a code for no.
     pod("STATUS", &stdin.to_string()).fails_with(50);
+}
+
+/// A container can go at any time: with no agent, DEL succeeds and leaves a note, which an agent that is there makes needless.
+#[test]
+fn del_without_an_agent_leaves_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let stdin = config("1.1.0", &socket).to_string();
+    let notes = note::folder(&socket);
+    for _ in 0..2 {
+        let run = pod("DEL", &stdin);
+        assert!(run.success && run.stdout.is_empty(), "{}", run.stdout);
+        let left = note::read_all(&notes).unwrap();
+        let [(name, Ok(left))] = &left[..] else { panic!("{left:?}") };
+        assert_eq!((left.container_id.as_str(), left.ifname.as_str(), left.link), ("c0ffee", "eth0", None));
+        assert_eq!(left.boot, note::boot_id());
+        assert_eq!(*name, left.host_ifname());
+    }
+    // An agent that goes away in mid-request is none; one that comes meanwhile is asked, and the note taken back.
+    let agent = {
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+            stream.write_all(b"{\"version\":1,\"outcome\":\"done\"}\n").unwrap();
+        })
+    };
+    assert!(pod("DEL", &stdin).success);
+    agent.join().unwrap();
+    assert!(note::read_all(&notes).unwrap().is_empty());
+}
+
+/// Where neither the link can be removed nor a note be left, the runtime shall try again. There is no link here, so it is
+/// enough for success that there is none.
+#[test]
+fn del_succeeds_where_no_note_can_be_left_and_there_is_no_link() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("removed"), "in the way").unwrap();
+    let run = pod("DEL", &config("1.1.0", &folder.path().join("agent.sock")).to_string());
+    assert!(run.success && run.stderr.contains("no note can be left"), "{} {}", run.stdout, run.stderr);
 }
 
 #[test]
