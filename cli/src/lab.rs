@@ -91,6 +91,12 @@ struct Make {
     /// IPv6 only, where the folder has no Node objects
     #[arg(long, conflicts_with = "dual_stack")]
     ipv6: bool,
+    /// Leave an agent that ends as it is, instead of starting it again: what its node then does is the kernel's doing alone
+    #[arg(long)]
+    no_restart: bool,
+    /// Run the agents with --no-owner: the kernel does not guard their tables
+    #[arg(long)]
+    no_owner: bool,
 }
 
 #[derive(clap::Args)]
@@ -171,7 +177,8 @@ impl Make {
             _ => Families::V4,
         };
         let programs = Programs::beside_this_one()?;
-        Ok(Options { folder, nodes: self.nodes.into(), families, programs })
+        let (restart, owner) = (!self.no_restart, !self.no_owner);
+        Ok(Options { folder, nodes: self.nodes.into(), families, restart, owner, programs })
     }
 }
 

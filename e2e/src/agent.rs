@@ -1,19 +1,22 @@
 //! A node's agent: a real `moat-agent`, in the node's namespace.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::error::{LabError, Trying as _};
 use crate::space::Space;
-use crate::state::StateDir;
+use crate::state::{Process, StateDir};
+use crate::supervise;
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
 /// How often an agent is asked what it has applied; it has no way to call us.
@@ -21,12 +24,38 @@ const ASK_EVERY: Duration = Duration::from_millis(10);
 /// An agent that has not applied the folders by then never will.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running agent.
+/// A node's agent, started again when it ends.
 pub(crate) struct Agent {
     node: String,
     folder: PathBuf,
     space: Arc<Space>,
-    child: Mutex<Child>,
+    life: watch::Receiver<Life>,
+    told: AtomicUsize,
+}
+
+/// What has become of a node's agent so far.
+#[derive(Clone, Debug)]
+pub(crate) struct Life {
+    /// The process that runs, or ran last.
+    pub(crate) process: Process,
+    /// Taken just before that process was started.
+    pub(crate) started: Instant,
+    /// Each end so far, in words, and when it was noticed.
+    pub(crate) ends: Vec<(Instant, String)>,
+    /// How often it was started.
+    pub(crate) starts: usize,
+    /// It has ended, and nobody starts it again.
+    pub(crate) over: bool,
+}
+
+/// How agents are run.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentOptions {
+    pub(crate) program: PathBuf,
+    /// Whether one that ends is started again.
+    pub(crate) restart: bool,
+    /// More arguments.
+    pub(crate) arguments: Vec<String>,
 }
 
 /// What an agent says of itself.
@@ -55,9 +84,9 @@ impl Sources {
 }
 
 impl Agent {
-    /// Starts the agent of a node. `folder` is for its log, its state and its socket.
+    /// Starts the agent of a node, and goes on starting it again if it is to be. `folder` is for its log, its state and its socket.
     pub(crate) async fn start(
-        program: &Path,
+        options: &AgentOptions,
         node: &str,
         space: Arc<Space>,
         folder: PathBuf,
@@ -67,21 +96,19 @@ impl Agent {
         for dir in [&state, &run] {
             fs::create_dir_all(dir).trying(|| format!("cannot make {}", dir.display()))?;
         }
-        let log_path = folder.join("agent.log");
-        let log = fs::File::create(&log_path).trying(|| format!("cannot write {}", log_path.display()))?;
-        let errors = log.try_clone().trying(|| format!("cannot write {}", log_path.display()))?;
-        let mut command = Command::new(program);
-        command.arg("run").args(["--node", node]);
+        let mut arguments: Vec<OsString> = ["run", "--node", node].map(OsString::from).into();
         for folder in &sources.manifests {
-            command.arg("--manifests").arg(folder);
+            arguments.extend(["--manifests".into(), folder.into()]);
         }
-        command.arg("--pod-status").arg(&sources.pod_status);
-        command.arg("--state-dir").arg(state).arg("--run-dir").arg(run);
-        command.args(["--listen", &LISTEN.to_string()]).current_dir("/");
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        let child = space.run(async move { command.spawn() }).await;
-        let child = child.flatten().trying(|| format!("cannot start {}", program.display()))?;
-        Ok(Self { node: node.to_owned(), folder, space, child: Mutex::new(child) })
+        arguments.extend(["--pod-status".into(), (&sources.pod_status).into()]);
+        arguments.extend(["--state-dir".into(), state.into(), "--run-dir".into(), run.into()]);
+        arguments.extend(["--listen".into(), LISTEN.to_string().into()]);
+        arguments.extend(options.arguments.iter().map(OsString::from));
+        let log = folder.join("agent.log");
+        let recipe = supervise::Recipe { program: options.program.clone(), arguments, log };
+        let life = supervise::start(recipe, options.restart, &space).await;
+        let life = life.trying(|| format!("cannot start {}", options.program.display()))?;
+        Ok(Self { node: node.to_owned(), folder, space, life, told: AtomicUsize::new(0) })
     }
 
     /// Where its CNI server listens.
@@ -99,15 +126,23 @@ impl Agent {
         self.folder.join("agent.log")
     }
 
-    /// Its process number.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner).id()
+    /// The process that runs, or ran last.
+    pub(crate) fn process(&self) -> Process {
+        self.life.borrow().process.clone()
     }
 
-    /// How it ended, if it did.
+    /// How it ended, if it did and is not started again.
     pub(crate) fn ended(&self) -> Option<String> {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        child.try_wait().ok().flatten().map(|status| status.to_string())
+        let life = self.life.borrow();
+        life.ends.last().filter(|_| life.over).map(|(_, how)| how.clone())
+    }
+
+    /// How it ended and was started again, each time since this was last asked.
+    pub(crate) fn news(&self) -> Vec<String> {
+        let life = self.life.borrow();
+        let restarted = life.ends.len() - usize::from(life.over);
+        let told = self.told.swap(restarted, Ordering::Relaxed);
+        life.ends[told.min(restarted)..restarted].iter().map(|(_, how)| how.clone()).collect()
     }
 
     /// Waits until the kernel of its node holds what the folders say. They may go on changing meanwhile.

@@ -69,7 +69,7 @@ impl Lab {
             manifests: vec![state.join("manifests"), state.join("nodes")],
             pod_status: state.join("pods"),
         };
-        let rooms = Rooms::open(state.clone(), sources, options.programs.clone(), nodes, &fabric).await?;
+        let rooms = Rooms::open(state.clone(), sources, &options, nodes, &fabric).await?;
         let mut lab = Self { options, state, fabric, rooms, origin, world, prober: None, baseline: 0 };
         lab.rooms.wait_until_applied(false).await?;
         lab.bring_up_to_date(&placed, tell).await?;

@@ -43,6 +43,7 @@ mod report;
 mod rooms;
 mod space;
 mod state;
+mod supervise;
 mod textfile;
 pub mod topology;
 mod world;

@@ -16,8 +16,20 @@ pub struct Options {
     pub nodes: usize,
     /// Of which families, likewise.
     pub families: Families,
+    /// Whether agents that end are started again.
+    pub restart: bool,
+    /// Whether the kernel is to guard the agents' tables, where it can.
+    pub owner: bool,
     /// The binaries.
     pub programs: Programs,
+}
+
+impl Options {
+    /// What agents are told besides what every lab tells them.
+    pub(crate) fn agent_arguments(&self) -> Vec<String> {
+        let no_owner = (!self.owner).then(|| "--no-owner".to_owned());
+        no_owner.into_iter().collect()
+    }
 }
 
 /// The real processes of a lab.

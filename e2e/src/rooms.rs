@@ -9,12 +9,12 @@ use std::sync::Arc;
 use moat_policies::{NamespacedName, Node};
 use tokio::task::JoinHandle;
 
-use crate::agent::{Agent, Sources};
+use crate::agent::{Agent, AgentOptions, Sources};
 use crate::cni::Sandbox;
 use crate::error::{LabError, Trying as _};
 use crate::fabric::Fabric;
 use crate::info::{NodeInfo, PodInfo};
-use crate::options::Programs;
+use crate::options::Options;
 use crate::space::Space;
 use crate::state::{StateDir, write_at_once};
 use crate::topology::{Placed, node_addresses};
@@ -43,7 +43,7 @@ type Adding = JoinHandle<Result<Vec<IpAddr>, LabError>>;
 pub(crate) struct Rooms {
     state: StateDir,
     sources: Sources,
-    programs: Programs,
+    cni: PathBuf,
     nodes: Vec<NodeRoom>,
     pods: BTreeMap<NamespacedName, PodRoom>,
 }
@@ -53,17 +53,22 @@ impl Rooms {
     pub(crate) async fn open(
         state: StateDir,
         sources: Sources,
-        programs: Programs,
+        options: &Options,
         nodes: Vec<Node>,
         fabric: &Fabric,
     ) -> Result<Self, LabError> {
+        let agent = AgentOptions {
+            program: options.programs.agent.clone(),
+            restart: options.restart,
+            arguments: options.agent_arguments(),
+        };
         let mut rooms = Vec::with_capacity(nodes.len());
         for (node, space) in nodes.into_iter().zip(fabric.nodes()) {
             let folder = agent_folder(&state, &node.name);
-            let agent = Agent::start(&programs.agent, &node.name, space.clone(), folder, &sources).await?;
+            let agent = Agent::start(&agent, &node.name, space.clone(), folder, &sources).await?;
             rooms.push(NodeRoom { node, space: space.clone(), agent });
         }
-        Ok(Self { state, sources, programs, nodes: rooms, pods: BTreeMap::new() })
+        Ok(Self { state, sources, cni: options.programs.cni.clone(), nodes: rooms, pods: BTreeMap::new() })
     }
 
     /// The nodes.
@@ -146,7 +151,7 @@ impl Rooms {
             netns,
             node: room.space.clone(),
             agent_socket: room.agent.socket(),
-            program: self.programs.cni.clone(),
+            program: self.cni.clone(),
         };
         let adding = sandbox.clone();
         let add = tokio::spawn(async move { adding.add().await });
@@ -186,6 +191,11 @@ impl Rooms {
     pub(crate) async fn wait_until_applied(&self, without: bool) -> Result<Vec<String>, LabError> {
         let mut notes = Vec::new();
         for room in &self.nodes {
+            if without {
+                let again =
+                    |how| format!("the agent of {} ended ({how}) and was started again", room.node.name);
+                notes.extend(room.agent.news().into_iter().map(again));
+            }
             match room.agent.ended() {
                 Some(status) if without => notes.push(format!(
                     "the agent of {} has ended ({status}); its node enforces what it last wrote",
@@ -209,7 +219,7 @@ impl Rooms {
             name: room.node.name.to_string(),
             addresses: texts(&node_addresses(&room.node)),
             target: room.space.thread_id(),
-            agent: i32::try_from(room.agent.pid()).unwrap_or_default(),
+            agent: room.agent.process().pid(),
             log: room.agent.log(),
         });
         let pods = self.pods.iter().map(|(name, room)| PodInfo {

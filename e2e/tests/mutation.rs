@@ -77,7 +77,7 @@ fn must_agree(lab: &UpLab) {
 
 #[test]
 fn a_change_behind_the_agents_back_is_found_and_named() {
-    let lab = UpLab::up(&common::examples_dir().join("three-tier-web"), &[]);
+    let lab = UpLab::up(&common::examples_dir().join("three-tier-web"), &["--no-restart", "--no-owner"]);
     let pod = |name: &str| lab.info.pods.iter().find(|p| p.name == name).unwrap();
     let (db, api) = (pod("shop/db-0"), pod("shop/api-0"));
     let node = lab.info.nodes.iter().find(|n| n.name == db.node).unwrap();
