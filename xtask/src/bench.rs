@@ -21,17 +21,23 @@ pub(crate) enum Bench {
     Datapath,
     /// A pod's interface, from the runtime's ADD to its answer
     Cni,
+    /// From the rename of a manifest to the last packet let through, with the real agent
+    Latency,
     /// The lab, all in one, with nine pods that serve three ports each over TCP and UDP
     Lab,
 }
 
 impl Bench {
-    fn run(self) -> Result<()> {
+    fn run(self, quick: bool) -> Result<()> {
         check(&mut cargo(match self {
             Bench::Engine => &["bench", "-p", "moat-policies", "--bench", "*"][..],
             Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
             Bench::Datapath => &["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
+            Bench::Latency if quick => {
+                &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"]
+            }
+            Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
             Bench::Lab => return nine_pods(),
         }))
     }
@@ -64,13 +70,13 @@ fn nine_pods() -> Result<()> {
 }
 
 /// All of them, or one. They are not run side by side: they would measure each other.
-pub(crate) fn run(only: Option<Bench>) -> Result<ExitCode> {
+pub(crate) fn run(only: Option<Bench>, quick: bool) -> Result<ExitCode> {
     let wanted = Bench::value_variants().iter().filter(|bench| only.is_none_or(|only| only == **bench));
     let wanted: Vec<_> = wanted.collect();
     let mut steps = Steps::new("bench", wanted.len());
     for bench in wanted {
         let name = bench.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
-        steps.step(&name, || bench.run())?;
+        steps.step(&name, || bench.run(quick))?;
     }
     Ok(ExitCode::SUCCESS)
 }

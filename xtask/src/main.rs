@@ -65,6 +65,9 @@ enum Chore {
         /// Only this one
         #[arg(value_enum)]
         only: Option<bench::Bench>,
+        /// Fewer rounds, to see that it works (latency)
+        #[arg(long)]
+        quick: bool,
     },
     /// Check that every link between the repository's own pages resolves, and build the book where mdbook is installed
     Docs,
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
         Chore::Lab { args } => lab::run(&args),
         Chore::Test { args } => test::run(&args),
         Chore::Ci => ci::run(),
-        Chore::Bench { only } => bench::run(only),
+        Chore::Bench { only, quick } => bench::run(only, quick),
         Chore::Docs => docs::run(),
     };
     match done {

@@ -1,0 +1,183 @@
+//! A node with the real agent: its folder of manifests, its process, its pods by the real plugin.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::netns::{Namespace, Plugin, addresses};
+
+/// An agent that has not done it by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9469);
+
+/// The node, and what its agent works on.
+pub(crate) struct World {
+    pub(crate) node: Namespace,
+    root: tempfile::TempDir,
+    agent: Option<Child>,
+}
+
+/// A pod that was added.
+pub(crate) struct Pod {
+    pub(crate) ns: Namespace,
+    pub(crate) address: IpAddr,
+}
+
+/// What `/readyz` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ready {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl World {
+    /// A node `here` with 10.1.0.0/24 for its pods, beside a node `there`; the agent is not started yet.
+    pub(crate) fn new() -> Self {
+        let node = Namespace::new();
+        node.sh("ip link set lo up; ip link add uplink type veth peer name outside
+             ip link set outside up; ip link set uplink up
+             ip addr add 192.0.2.1/24 dev uplink; sysctl -qw net.ipv4.ip_forward=1");
+        let world = Self { node, root: tempfile::tempdir().unwrap(), agent: None };
+        fs::create_dir(world.manifests()).unwrap();
+        for (name, address, cidr) in
+            [("here", "192.0.2.1", "10.1.0.0/24"), ("there", "192.0.2.2", "10.2.0.0/16")]
+        {
+            let text = format!(
+                "{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, spec: {{podCIDR: {cidr}}}, \
+                 status: {{addresses: [{{type: InternalIP, address: {address}}}]}}}}\n"
+            );
+            world.write(&format!("node-{name}.yaml"), &text);
+        }
+        world
+    }
+
+    /// The folder that the agent watches.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.root.path().join("manifests")
+    }
+
+    /// Puts a file into the folder at once, as careful writers do. Returns when rename(2) was done.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Instant {
+        let new = self.root.path().join(".new");
+        fs::write(&new, text).unwrap();
+        fs::rename(&new, self.manifests().join(name)).unwrap();
+        Instant::now()
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        fs::remove_file(self.manifests().join(name)).unwrap();
+    }
+
+    /// Starts the agent.
+    pub(crate) fn start(&mut self) {
+        let path = |name: &str| self.root.path().join(name);
+        let log = fs::OpenOptions::new().create(true).append(true).open(path("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+        command.args(["run", "--node", "here", "--address-rest", "0", "--listen", &LISTEN.to_string()]);
+        command.arg("--manifests").arg(self.manifests());
+        command.arg("--state-dir").arg(path("state")).arg("--run-dir").arg(path("run"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        fs::create_dir_all(path("run")).unwrap();
+        self.agent = Some(self.node.run(move || command.spawn().unwrap()));
+    }
+
+    /// Starts the agent, and waits until it holds what the folder says.
+    pub(crate) fn start_ready(&mut self) {
+        self.start();
+        self.until("the agent is ready", |world| world.readyz().is_some_and(|r| r.status == 200));
+    }
+
+    /// Ends the agent as nothing could announce.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
+    }
+
+    /// What the agent says of itself; `None` where it does not answer.
+    pub(crate) fn readyz(&self) -> Option<Ready> {
+        let answer = self.get("/readyz")?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split_whitespace().nth(1)?.parse().ok()?;
+        Some(Ready { status, body: body.to_owned() })
+    }
+
+    /// A page of the agent, head and body.
+    pub(crate) fn get(&self, page: &'static str) -> Option<String> {
+        self.node.run(move || {
+            let mut stream = TcpStream::connect_timeout(&LISTEN, Duration::from_secs(5)).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+            let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            Some(answer)
+        })
+    }
+
+    /// Waits for a condition; what the agent said is shown where it does not come.
+    #[track_caller]
+    pub(crate) fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "waited for: {what}; {:?}\n{}", self.readyz(), self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The text of a Pod's manifest, for [`World::write`].
+    pub(crate) fn pod_text(name: &str) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {name}}}}}, \
+             spec: {{nodeName: here, containers: [{{name: c, image: i}}]}}}}\n"
+        )
+    }
+
+    /// A new pod of this node that some manifest describes.
+    #[track_caller]
+    pub(crate) fn add(&self, name: &str) -> Pod {
+        let ns = Namespace::new();
+        let result = self.plugin().run("ADD", name, &ns.path).ok();
+        Pod { address: addresses(&result)[0], ns }
+    }
+
+    pub(crate) fn plugin(&self) -> Plugin {
+        Plugin::new(&self.root.path().join("run/agent.sock"))
+    }
+
+    /// A number of `/proc/PID/status`, in KiB.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// The processor time that the agent has used so far, in clock ticks.
+    pub(crate) fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(Path::new("/proc").join(self.pid().to_string()).join("stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
+    }
+}
