@@ -70,6 +70,11 @@ pub struct Judgement {
 impl<'a> Evaluator<'a> {
     /// An evaluator of these objects.
     pub fn new(objects: &'a Objects) -> Self {
+        Self::who_knows(objects, objects.pods().values())
+    }
+
+    /// An evaluator that knows the addresses of all nodes and of these pods, and of no others.
+    pub(crate) fn who_knows(objects: &'a Objects, pods: impl Iterator<Item = &'a Pod> + Clone) -> Self {
         let mut holders: HashMap<IpAddr, Holder<'a>> = HashMap::new();
         let mut node_has = |address: IpAddr, node: Option<&'a Arc<str>>| {
             holders
@@ -83,10 +88,10 @@ impl<'a> Evaluator<'a> {
         for node in objects.nodes().values() {
             node.addresses.iter().for_each(|&address| node_has(address, Some(&node.name)));
         }
-        for pod in objects.pods().values().filter(|p| p.host_network) {
+        for pod in pods.clone().filter(|p| p.host_network) {
             pod.addresses.iter().for_each(|&address| node_has(address, pod.node.as_ref()));
         }
-        for pod in objects.pods().values().filter(|p| !p.host_network) {
+        for pod in pods.filter(|p| !p.host_network) {
             for &address in &pod.addresses {
                 holders
                     .entry(address)

@@ -1,5 +1,6 @@
 //! What a change touches, noted for the next commit.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -59,6 +60,13 @@ impl Compiler {
         let policies = members.is_empty() && rules.is_empty() && policies.is_empty();
         let told = programs.is_empty() && sets.is_empty() && nodes.is_empty();
         pods && policies && told && dirty_profiles.is_empty() && dirty_pods.is_empty()
+    }
+
+    /// The names of the pods that claim any of these addresses, and of those that claim any of theirs.
+    pub(super) fn pods_around(&self, addresses: &[IpAddr]) -> BTreeSet<&NamespacedName> {
+        let pods = |a: &IpAddr| self.claims.of(a).iter().map(|pod| &self.pods[*pod]);
+        let near = addresses.iter().flat_map(pods);
+        near.flat_map(|pod| pod.addresses.iter().flat_map(pods)).map(|pod| &pod.name).collect()
     }
 
     /// A namespace object is there with these labels, or gone.

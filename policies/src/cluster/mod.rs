@@ -25,13 +25,14 @@ mod sets;
 mod subjects;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashSet;
 
 use self::compiler::Compiler;
 use crate::objects::Stored;
-use crate::{Key, NodeDelta, Object, Objects};
+use crate::{Evaluator, Key, NodeDelta, Object, Objects, Pod};
 
 /// All objects, and what is compiled from them.
 ///
@@ -51,6 +52,19 @@ impl Cluster {
     /// The objects as they were applied.
     pub fn objects(&self) -> &Objects {
         &self.objects
+    }
+
+    /// An evaluator for questions about pods and others with these addresses. It has not read all pods to know whose every
+    /// address is, as [`Evaluator::new`] does, so it is there at once in a large cluster, too; of pods in their node's
+    /// network it knows by their node's addresses.
+    pub fn evaluator_of(&self, addresses: &[IpAddr]) -> Evaluator<'_> {
+        let pods: Vec<&Pod> = self
+            .compiler
+            .pods_around(addresses)
+            .into_iter()
+            .filter_map(|name| self.objects.pods().get(name))
+            .collect();
+        Evaluator::who_knows(&self.objects, pods.into_iter())
     }
 
     /// An object is there, new or in place of the one with its key.

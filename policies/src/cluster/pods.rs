@@ -76,6 +76,15 @@ impl Claims {
         self.0.is_empty()
     }
 
+    /// The pods that claim an address.
+    pub(super) fn of(&self, address: &IpAddr) -> &[PodIx] {
+        match self.0.get(address) {
+            None => &[],
+            Some(Claim::One(pod)) => std::slice::from_ref(pod),
+            Some(Claim::Several(pods)) => pods,
+        }
+    }
+
     /// Whether the pod alone claims the address.
     pub(super) fn owns(&self, address: &IpAddr, pod: PodIx) -> bool {
         matches!(self.0.get(address), Some(Claim::One(owner)) if *owner == pod)
