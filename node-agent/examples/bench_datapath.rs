@@ -362,7 +362,7 @@ fn load(node: &Space, policies: u32, owner: bool) -> Dataplane {
         (NamespacedName::new("default", "client"), local("moatclient", CLIENT)),
         (NamespacedName::new("default", "server"), local("moatserver", SERVER)),
     ]);
-    let update = Update { policy: cluster.state("node"), pods };
+    let update = Update { policy: cluster.state("node"), pods, ..Update::default() };
     let config = Config { owner, ..Config::default() };
     node.run(move || Dataplane::start(config, &update)).expect("the tables are loaded")
 }

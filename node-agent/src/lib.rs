@@ -13,6 +13,7 @@ pub mod check;
 pub mod cni_server;
 pub mod dataplane;
 pub mod desired;
+pub mod flows;
 pub mod http;
 pub mod metrics;
 pub mod podnet;

@@ -9,7 +9,7 @@ use moat_policies::NamespacedName;
 use tracing::{info, warn};
 
 use crate::cni_server::Handler;
-use crate::podnet::{AttachmentKey, PodNetError, Prepare};
+use crate::podnet::{Attachment, AttachmentKey, PodNetError, Prepare};
 use crate::run::Agent;
 
 /// How long ADD waits for a pod that no manifest describes yet.
@@ -36,6 +36,7 @@ impl Handler for Agent {
         let removed = self.podnet.remove(&key).await?;
         self.metrics.attachments(self.podnet.attachments().len());
         if let Some(attachment) = removed {
+            self.flows.forget(attachment.addresses()).await;
             info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed");
         }
         Ok(())
@@ -53,6 +54,7 @@ impl Handler for Agent {
             self.forget(&stale.key()).await;
         }
         let done = self.podnet.gc(&request.network, &valid).await;
+        self.flows.forget(done.removed.iter().flat_map(Attachment::addresses)).await;
         for attachment in &done.removed {
             info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed by GC");
         }
@@ -79,13 +81,16 @@ impl Agent {
                 netns: request.netns,
             })
             .await?;
-        self.podnet.build(&attachment).await?;
+        // While its link is made, the address loses what is left of its last owner's connections.
+        let (built, ()) =
+            tokio::join!(self.podnet.build(&attachment), self.flows.forget(attachment.addresses()));
+        built?;
         // The node's end is down until the kernel holds the pod's policy.
         let in_force = self.change(|desired| desired.attach(&attachment)).done().await.map_err(|e| {
             CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
         });
         let result = match in_force {
-            Ok(()) => self.podnet.activate(&attachment).await.map_err(CniError::from),
+            Ok(_) => self.podnet.activate(&attachment).await.map_err(CniError::from),
             Err(error) => Err(error),
         };
         if let Err(error) = result {

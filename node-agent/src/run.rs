@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cni_server::CniServer;
-use crate::dataplane::{self, Dataplane, LayoutConfig, Ticket, Update};
+use crate::dataplane::{self, Cut, Dataplane, LayoutConfig, Ticket, Update};
 use crate::desired::Desired;
+use crate::flows::Flows;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::podnet::{PodNet, PodNetConfig};
-use crate::readiness::Readiness;
+use crate::readiness::{Nth, Readiness};
 use crate::source::{Folders, Reading};
 
 /// How the agent is to work.
@@ -44,7 +45,11 @@ pub struct Options {
 /// What requests and readings work on.
 pub(crate) struct Agent {
     desired: Mutex<Desired>,
+    /// Before the data plane, so that it ends first: it listens to it.
+    pub(crate) flows: Flows,
     dataplane: Dataplane,
+    /// Readings that new connections follow, and when the others do.
+    followed: mpsc::UnboundedSender<(Nth, String, Cut)>,
     pub(crate) podnet: PodNet,
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
@@ -65,11 +70,13 @@ impl Agent {
     /// Puts a reading in force.
     async fn apply(&self, reading: Reading) {
         let Reading { objects, fingerprint, warnings } = reading;
+        let nth = self.readiness.reading();
         warnings.iter().for_each(|w| warn!("{w}"));
         match self.change(|desired| desired.read(objects)).done().await {
-            Ok(()) => {
+            Ok(cut) => {
                 self.metrics.readings.inc();
-                self.readiness.applied(fingerprint);
+                // Not waited for here: a newer reading goes into the kernel meanwhile.
+                let _ = self.followed.send((nth, fingerprint, cut));
             }
             Err(error) => {
                 error!("a reading is not wholly in force: {error:#}");
@@ -155,17 +162,37 @@ async fn start(
             layout.v6 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
         }
     }
-    let config = dataplane::Config { layout, owner: options.owner };
+    let config = dataplane::Config { layout: layout.clone(), owner: options.owner };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;
+    let (dataplane, flows) = tokio::task::spawn_blocking(move || {
+        let flows = Flows::start(&dataplane, &layout);
+        (dataplane, flows)
+    })
+    .await?;
+    let flows = flows.context("cannot look after connections")?;
     metrics.dataplane(dataplane.stats().clone());
     metrics.readings.inc();
-    readiness.applied(first.fingerprint);
-    let agent = Agent { desired: Mutex::new(desired), dataplane, podnet, readiness, metrics };
+    readiness.applied(readiness.reading(), first.fingerprint);
+    let followed = follow(readiness.clone());
+    let desired = Mutex::new(desired);
+    let agent = Agent { desired, flows, dataplane, followed, podnet, readiness, metrics };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
     Ok(agent)
+}
+
+/// Says of each reading, in their order, when connections that were there follow it too.
+fn follow(readiness: Arc<Readiness>) -> mpsc::UnboundedSender<(Nth, String, Cut)> {
+    let (followed, mut readings) = mpsc::unbounded_channel::<(Nth, String, Cut)>();
+    tokio::spawn(async move {
+        while let Some((nth, fingerprint, cut)) = readings.recv().await {
+            cut.done().await;
+            readiness.applied(nth, fingerprint);
+        }
+    });
+    followed
 }
 
 fn refused(readiness: &Readiness, metrics: &Metrics, errors: &Errors) {
@@ -173,6 +200,7 @@ fn refused(readiness: &Readiness, metrics: &Metrics, errors: &Errors) {
     for error in errors.iter() {
         error!("refused, what was in force stays: {error}");
     }
+    readiness.reading();
     readiness.failed(errors.to_string());
 }
 

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use super::Tuple;
-use super::tuple::{encode_addresses, family};
+use super::tuple::{Family, encode_addresses};
 use crate::wire::{Message, Messages, Writer, message_type, subsystem};
 
 /// `CTA_*` (linux/netfilter/nfnetlink_conntrack.h).
-pub(super) const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const TIMEOUT: u16 = 7;
@@ -105,6 +105,8 @@ impl Entry {
 /// All its addresses are of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Filter {
+    /// Of this family.
+    pub family: Option<Family>,
     /// Who opened the connection.
     pub original_source: Option<IpAddr>,
     /// Whom it was opened to, as its first packet had it.
@@ -123,6 +125,11 @@ impl Filter {
         Filter::default()
     }
 
+    /// Every entry of a family.
+    pub fn of(family: Family) -> Self {
+        Filter { family: Some(family), ..Filter::default() }
+    }
+
     /// The connections that an address opened.
     pub fn opened_by(address: IpAddr) -> Self {
         Filter { original_source: Some(address), ..Filter::default() }
@@ -139,15 +146,17 @@ impl Filter {
             .flatten()
     }
 
-    /// The family of its addresses; 0 for both.
+    /// Its family, or that of its addresses; 0 for both.
     pub(super) fn family(&self) -> u8 {
-        self.addresses().next().map_or(0, family)
+        let addresses = || self.addresses().next().map(Family::of);
+        self.family.or_else(addresses).map_or(0, Family::number)
     }
 
     /// Whether an entry has all of it.
     pub fn matches(&self, entry: &Entry) -> bool {
         let is = |wanted: Option<IpAddr>, found| wanted.is_none_or(|wanted| wanted == found);
-        is(self.original_source, entry.original.source)
+        self.family.is_none_or(|family| family == Family::of(entry.original.source))
+            && is(self.original_source, entry.original.source)
             && is(self.original_destination, entry.original.destination)
             && is(self.reply_source, entry.reply.source)
             && is(self.reply_destination, entry.reply.destination)
@@ -212,7 +221,33 @@ impl MarkChange {
     }
 }
 
-pub(super) fn encode_zone(w: &mut Writer, zone: u16) {
+/// An entry that is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deletion {
+    /// The entry's original tuple.
+    pub tuple: Tuple,
+    /// The entry's zone.
+    pub zone: u16,
+    /// The entry's number: a later one of the same tuple stays. `None`: whichever is there.
+    pub id: Option<u32>,
+}
+
+impl Deletion {
+    /// Exactly this entry.
+    pub fn of(entry: &Entry) -> Self {
+        Self { tuple: entry.original, zone: entry.zone, id: Some(entry.id) }
+    }
+
+    pub(super) fn encode(&self, w: &mut Writer) {
+        self.tuple.encode(w, TUPLE_ORIGINAL);
+        encode_zone(w, self.zone);
+        if let Some(id) = self.id {
+            w.be32(ID, id);
+        }
+    }
+}
+
+fn encode_zone(w: &mut Writer, zone: u16) {
     if zone != 0 {
         w.be16(ZONE, zone);
     }

@@ -7,8 +7,8 @@
 mod codec;
 mod tuple;
 
-pub use codec::{Entry, Filter, MarkChange, status};
-pub use tuple::{Detail, Tuple};
+pub use codec::{Deletion, Entry, Filter, MarkChange, status};
+pub use tuple::{Detail, Family, Tuple};
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -49,8 +49,9 @@ impl Conntrack {
         Ok(Conntrack { connection: Connection::open(0, RECEIVE)? })
     }
 
-    /// Hands over every entry that the filter lets through. The kernel compares IPv4 addresses and the mark, but
-    /// walks the whole table for it; IPv6 addresses are compared here. An entry may be handed over twice, and one made meanwhile may be missed.
+    /// Hands over every entry that the filter lets through. The kernel compares families, IPv4 addresses and the mark, but
+    /// walks the whole table for it; IPv6 addresses are compared here. An entry may be handed over twice, and one made
+    /// meanwhile may be missed.
     pub fn entries(&mut self, filter: &Filter, mut each: impl FnMut(Entry)) -> Result<(), Error> {
         let kind = message_type(subsystem::CONNTRACK, message::GET);
         let request = self.connection.request(kind, flags::DUMP, filter.family(), |w| filter.encode(w))?;
@@ -68,13 +69,11 @@ impl Conntrack {
         self.each(changes, message::NEW, "set conntrack marks", MarkChange::encode, |change| &change.tuple)
     }
 
-    /// Deletes entries, by original tuple and zone.
-    pub fn delete(&mut self, entries: &[(Tuple, u16)]) -> Result<Changed, Error> {
-        let encode = |(tuple, zone): &(Tuple, u16), w: &mut Writer| {
-            tuple.encode(w, codec::TUPLE_ORIGINAL);
-            codec::encode_zone(w, *zone);
-        };
-        self.each(entries, message::DELETE, "delete conntrack entries", encode, |(tuple, _)| tuple)
+    /// Deletes entries. One that is gone is no error.
+    pub fn delete(&mut self, entries: &[Deletion]) -> Result<Changed, Error> {
+        self.each(entries, message::DELETE, "delete conntrack entries", Deletion::encode, |entry| {
+            &entry.tuple
+        })
     }
 
     /// Sends a message for each item; only the last of a datagram is acknowledged, and failures always are.

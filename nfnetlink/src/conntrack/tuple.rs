@@ -65,7 +65,7 @@ pub struct Tuple {
 impl Tuple {
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
     pub(super) fn family(&self) -> u8 {
-        family(self.source)
+        Family::of(self.source).number()
     }
 
     pub(super) fn encode(&self, w: &mut Writer, kind: u16) {
@@ -127,11 +127,27 @@ impl Tuple {
     }
 }
 
-/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
-pub(super) fn family(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 2,
-        IpAddr::V6(_) => 10,
+/// IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// An address's family.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Family::V4 => 2,
+            Family::V6 => 10,
+        }
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-use moat_nfnetlink::conntrack::{Changed, Conntrack, Detail, Entry, Filter, MarkChange, Tuple, status};
+use moat_nfnetlink::conntrack::{
+    Changed, Conntrack, Deletion, Detail, Entry, Family, Filter, MarkChange, Tuple, status,
+};
 use moat_nfnetlink::nft::{
-    Batch, Chain, Family, Hook, Policy, Rule, Socket, Statement, Table, TableId, Verdict,
+    self, Batch, Chain, Hook, Policy, Rule, Socket, Statement, Table, TableId, Verdict,
 };
 
 use crate::support::{in_namespace, run};
 
 /// Loads a table that tracks, and marks what is new with `mark`.
 fn track(mark: u32) {
-    let table = TableId::new(Family::Inet, "track");
+    let table = TableId::new(nft::Family::Inet, "track");
     let mut batch = Batch::new();
     batch.add_table(&Table::new(table.clone())).unwrap();
     batch.add_chain(&table, &Chain::filter("out", Hook::Output, 0, Policy::Accept)).unwrap();
@@ -120,7 +122,15 @@ fn a_mark_changes_in_its_mask_alone() {
         assert_eq!(conntrack.set_marks(&[clear]).unwrap().changed, 1);
         assert_eq!(marks(&mut conntrack), [0x0000_1234, 0x0000_1234]);
 
-        assert_eq!(conntrack.delete(&[(second, 0), (none, 0)]).unwrap(), Changed { changed: 1, gone: 1 });
+        // Another entry of the same tuple is not the one that was meant.
+        let meant =
+            entries(&mut conntrack, Filter::all()).into_iter().find(|e| e.original == second).unwrap();
+        let other = Deletion { id: Some(meant.id ^ 1), ..Deletion::of(&meant) };
+        assert_eq!(conntrack.delete(&[other]).unwrap(), Changed { changed: 0, gone: 1 });
+        assert_eq!(entries(&mut conntrack, Filter::of(Family::V4)).len(), 2);
+        assert_eq!(entries(&mut conntrack, Filter::of(Family::V6)).len(), 0);
+        let none = Deletion { tuple: none, zone: 0, id: None };
+        assert_eq!(conntrack.delete(&[Deletion::of(&meant), none]).unwrap(), Changed { changed: 1, gone: 1 });
         assert_eq!(marks(&mut conntrack), [0x0000_1234]);
     });
 }

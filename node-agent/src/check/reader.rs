@@ -138,7 +138,7 @@ fn rule(statements: &[Value]) -> Result<Vec<Statement>, String> {
     let mut limited = false;
     for s in statements {
         let statement = statement(s).ok_or_else(|| s.to_string())?;
-        limited |= s.get("limit").is_some();
+        limited |= s.get("limit").or_else(|| s.get("set")).is_some();
         // Behind a limit a verdict falls now and then: no walk can tell when.
         if limited && !matches!(statement, Statement::Silent) {
             return Err(format!("a verdict behind a limit: {s}"));
@@ -156,7 +156,8 @@ fn statement(statement: &Value) -> Option<Statement> {
             let map = body.get("data")?.as_str()?.strip_prefix('@')?.to_owned();
             Some(Statement::VerdictMap { key: fields(body.get("key")?)?, map })
         }
-        "counter" | "log" | "limit" => Some(Statement::Silent),
+        // A rule that adds to a set goes on with what is behind it, or not: a limit, as far as a walk can tell.
+        "counter" | "log" | "limit" | "set" => Some(Statement::Silent),
         _ => verdict(statement).map(Statement::Verdict),
     }
 }

@@ -4,7 +4,7 @@
 //! is there stays. Rules are few and are all written anew, in the one transaction that deletes the old
 //! ones; a packet sees either all old rules or all new ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use moat_nfnetlink::nft::{BaseInfo, Chain, Element, Hook, Policy, Set};
@@ -18,6 +18,8 @@ use super::state::Content;
 pub(crate) struct FoundTable {
     /// Sets and maps; `None`: of a kind that is not ours.
     pub(crate) sets: BTreeMap<Arc<str>, Option<FoundSet>>,
+    /// Counters that have names.
+    pub(crate) counters: BTreeSet<Arc<str>>,
     /// Chains; base chains with what makes them that.
     pub(crate) chains: BTreeMap<Arc<str>, Option<BaseInfo>>,
 }
@@ -27,7 +29,7 @@ pub(crate) struct FoundTable {
 pub(crate) struct FoundSet {
     /// As it is declared.
     pub(crate) declaration: Set,
-    /// Its elements; `None`: one is of a kind that is not ours.
+    /// Its elements; `None`: one is of a kind that is not ours. Of a set that is the kernel's own to fill, none.
     pub(crate) elements: Option<Vec<Element>>,
 }
 
@@ -60,6 +62,12 @@ pub(crate) fn adopt(mut found: BTreeMap<Table, FoundTable>, content: Content) ->
             additions.push(Op::AddElements(table, set, new));
         }
     }
+    let mut new_counters = Vec::new();
+    for (table, name) in content.counters {
+        if !found.get_mut(&table).is_some_and(|t| t.counters.remove(&name)) {
+            new_counters.push(Op::AddCounter(table, name));
+        }
+    }
     for chain in &content.chains {
         match found.get_mut(&chain.table).and_then(|t| t.chains.remove(&chain.chain.name)) {
             None => new_chains.push(Op::AddChain(chain.table, chain.chain.clone())),
@@ -71,7 +79,9 @@ pub(crate) fn adopt(mut found: BTreeMap<Table, FoundTable>, content: Content) ->
     for (table, strays) in found {
         plan.commit.extend(strays.sets.into_keys().map(|name| Op::DeleteSet(table, name)));
         plan.commit.extend(strays.chains.into_keys().map(|name| Op::DeleteChain(table, name)));
+        plan.commit.extend(strays.counters.into_iter().map(|name| Op::DeleteCounter(table, name)));
     }
+    plan.commit.extend(new_counters);
     plan.commit.extend(new_sets);
     plan.commit.extend(new_chains);
     plan.commit.extend(additions);
@@ -83,6 +93,7 @@ pub(crate) fn adopt(mut found: BTreeMap<Table, FoundTable>, content: Content) ->
 pub(crate) fn fill(content: Content) -> Vec<Op> {
     let mut ops: Vec<Op> =
         content.sets.iter().map(|(table, set, _)| Op::AddSet(*table, set.clone())).collect();
+    ops.extend(content.counters.into_iter().map(|(table, name)| Op::AddCounter(table, name)));
     ops.extend(content.chains.iter().map(|c| Op::AddChain(c.table, c.chain.clone())));
     let filled = content.sets.into_iter().filter(|(.., elements)| !elements.is_empty());
     ops.extend(filled.map(|(table, set, elements)| Op::AddElements(table, set, elements)));
@@ -98,6 +109,8 @@ fn alike(found: &Set, wanted: &Set) -> bool {
     found.key() == wanted.key()
         && found.data() == wanted.data()
         && found.has_intervals() == wanted.has_intervals()
+        && found.is_dynamic() == wanted.is_dynamic()
+        && found.is_counted() == wanted.is_counted()
 }
 
 fn same_base(chain: &Chain, found: Option<&BaseInfo>) -> bool {

@@ -151,6 +151,7 @@ impl Kernel {
         for chain in self.socket.chains(&id)?.items {
             found.chains.insert(chain.name, chain.base);
         }
+        found.counters.extend(self.socket.counters(&id)?.items.into_iter().map(|counter| counter.name));
         for set in self.socket.sets(&id)?.items.into_iter().filter(|s| !s.is_anonymous()) {
             let content = match set.declaration() {
                 Some(declaration) => Some(self.content(&id, declaration)?),
@@ -163,6 +164,10 @@ impl Kernel {
 
     fn content(&mut self, table: &TableId, declaration: nft::Set) -> Result<FoundSet, Error> {
         let mut elements = Some(Vec::new());
+        if declaration.is_dynamic() {
+            // What rules put there is the kernel's own.
+            return Ok(FoundSet { declaration, elements });
+        }
         self.socket.elements(table, declaration.name(), |element| {
             match (element.element(&declaration), &mut elements) {
                 (Some(element), Some(all)) => all.push(element),

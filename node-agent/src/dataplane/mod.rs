@@ -11,8 +11,10 @@
 //! What is in the kernel stays there when the agent ends or dies, and the next agent adopts it.
 
 mod adopt;
+mod concern;
 mod counters;
 mod error;
+mod judge;
 mod kernel;
 mod layout;
 #[cfg(test)]
@@ -26,23 +28,26 @@ mod update;
 mod writer;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 use tracing::debug;
 
+pub use concern::Concern;
 pub use counters::DropCounters;
 pub use error::Error;
-pub use layout::{DropReason, LayoutConfig, LocalPod, TABLE, VETH_PREFIX};
+pub use judge::{Flow, Judge, Ruling};
+pub use layout::{DropPoint, DropReason, LayoutConfig, LocalPod, TABLE, VETH_PREFIX};
 pub use stats::Stats;
 pub use update::Update;
+pub use writer::Commit;
 
 use kernel::Kernel;
 use state::State;
-use writer::{Order, Writer};
+use writer::{Listener, Order, Waiter, Writer};
 
 /// How the data plane is to work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +72,25 @@ pub struct Dataplane {
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     stats: Arc<Stats>,
+    verdicts: Verdicts,
+    listener: Arc<Listener>,
 }
+
+/// What is in force, for whoever judges connections by it. Cheap to clone; outlives the data plane.
+#[derive(Debug, Clone)]
+pub struct Verdicts(Arc<RwLock<State>>);
 
 /// Says when an update is in the kernel.
 #[derive(Debug)]
 #[must_use = "an update is in force only when its ticket says so"]
-pub struct Ticket(oneshot::Receiver<Result<(), Error>>);
+pub struct Ticket {
+    done: oneshot::Receiver<Result<(), Error>>,
+    cut: oneshot::Receiver<()>,
+}
+
+/// Says when the connections that were there before an update follow it, too.
+#[derive(Debug)]
+pub struct Cut(oneshot::Receiver<()>);
 
 impl Dataplane {
     /// Takes over the tables in the network namespace of the calling thread, and makes them hold exactly `initial`
@@ -80,7 +98,9 @@ impl Dataplane {
     pub fn start(config: Config, initial: &Update) -> Result<Self, Error> {
         let stats = Arc::new(Stats::default());
         let kernel = Kernel::open(config.owner)?;
-        let writer = Writer::start(State::new(config.layout), kernel, initial, stats.clone())?;
+        let state = Arc::new(RwLock::new(State::new(config.layout)));
+        let listener = Arc::new(Listener::default());
+        let writer = Writer::start(state.clone(), listener.clone(), kernel, initial, stats.clone())?;
         let thread_failed = |e: std::io::Error| Error::Thread(Arc::new(e));
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| thread_failed(e.into()))?);
         let (orders, receiver) = channel();
@@ -89,19 +109,31 @@ impl Dataplane {
             .name("dataplane".to_owned())
             .spawn(move || writer.run(&receiver, &woken))
             .map_err(thread_failed)?;
-        Ok(Self { orders: Some(orders), wake, thread: Some(thread), stats })
+        let verdicts = Verdicts(state);
+        Ok(Self { orders: Some(orders), wake, thread: Some(thread), stats, verdicts, listener })
     }
 
     /// Hands an update over. Updates take effect in the order in which they were submitted; several that wait go into one
     /// transaction.
     pub fn submit(&self, update: Update) -> Ticket {
-        let (done, ticket) = oneshot::channel();
+        let ((done, is_done), (cut, is_cut)) = (oneshot::channel(), oneshot::channel());
         if let Some(orders) = &self.orders
-            && orders.send(Order { update, done }).is_ok()
+            && orders.send(Order { update, waiter: Waiter { done, cut } }).is_ok()
         {
             self.wake();
         }
-        Ticket(ticket)
+        Ticket { done: is_done, cut: is_cut }
+    }
+
+    /// What is in force.
+    pub fn verdicts(&self) -> Verdicts {
+        self.verdicts.clone()
+    }
+
+    /// Tells of every commit from now on, for whoever looks after the connections that are there already; from now on
+    /// [`Cut`] waits for that. One can listen: a later one takes the place of the one before. Must return at once.
+    pub fn listen(&self, hear: impl Fn(Commit) + Send + 'static) {
+        self.listener.set(Box::new(hear));
     }
 
     /// What the writer has done so far.
@@ -126,14 +158,37 @@ impl Drop for Dataplane {
     }
 }
 
+impl Verdicts {
+    /// Asks what is in force. Commits wait meanwhile, so that nobody should take long.
+    pub fn judge<T>(&self, ask: impl FnOnce(&Judge<'_>) -> T) -> T {
+        ask(&Judge::new(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
 impl Ticket {
-    /// Waits until the kernel holds the update, or has refused it.
-    pub async fn done(self) -> Result<(), Error> {
-        self.0.await.unwrap_or(Err(Error::Stopped))
+    /// Waits until the kernel holds the update, or has refused it: from then on new connections follow it. What is returned
+    /// says when the others do.
+    pub async fn done(self) -> Result<Cut, Error> {
+        self.done.await.unwrap_or(Err(Error::Stopped))?;
+        Ok(Cut(self.cut))
     }
 
     /// The same, on a thread that may wait. Must not be called on an asynchronous one.
-    pub fn wait(self) -> Result<(), Error> {
-        self.0.blocking_recv().unwrap_or(Err(Error::Stopped))
+    pub fn wait(self) -> Result<Cut, Error> {
+        self.done.blocking_recv().unwrap_or(Err(Error::Stopped))?;
+        Ok(Cut(self.cut))
+    }
+}
+
+impl Cut {
+    /// Waits until connections follow the update, or nobody looks after them (any more).
+    pub async fn done(self) {
+        // Whoever does not answer has gone: that, too, is an answer.
+        let _ = self.0.await;
+    }
+
+    /// The same, on a thread that may wait. Must not be called on an asynchronous one.
+    pub fn wait(self) {
+        let _ = self.0.blocking_recv();
     }
 }

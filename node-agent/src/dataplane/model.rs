@@ -17,6 +17,7 @@ type Reference = (Option<Arc<str>>, Option<Arc<str>>);
 pub(super) struct Model {
     pub(super) sets: BTreeMap<Name, (Set, Elements)>,
     pub(super) chains: BTreeMap<Name, (Chain, Vec<Rule>)>,
+    pub(super) counters: BTreeSet<Name>,
 }
 
 impl Model {
@@ -30,6 +31,7 @@ impl Model {
             Op::DeleteTable(table) => {
                 self.sets.retain(|(t, _), _| t != table);
                 self.chains.retain(|(t, _), _| t != table);
+                self.counters.retain(|(t, _)| t != table);
             }
             Op::AddSet(table, set) => {
                 let there = self.sets.insert((*table, set.name().clone()), (set.clone(), BTreeMap::new()));
@@ -66,12 +68,25 @@ impl Model {
                     no(there.is_none(), "ENOENT", op)?;
                 }
             }
+            Op::AddCounter(table, name) => {
+                no(!self.counters.insert((*table, name.clone())), "EEXIST", op)?;
+            }
+            Op::DeleteCounter(table, name) => {
+                let counts = |s: &Statement| matches!(s, Statement::CountIn(c) if c == name);
+                no(self.rules(*table).flat_map(Rule::statements).any(counts), "EBUSY", op)?;
+                no(!self.counters.remove(&(*table, name.clone())), "ENOENT", op)?;
+            }
             Op::AddChain(table, chain) => {
                 let there = self.chains.insert((*table, chain.name.clone()), (chain.clone(), Vec::new()));
                 no(there.is_some(), "EEXIST", op)?;
             }
             Op::AddRules(table, name, rules) => {
                 for rule in rules {
+                    for statement in rule.statements() {
+                        let Statement::CountIn(name) = statement else { continue };
+                        let there = self.counters.contains(&(*table, name.clone()));
+                        no(!there, "ENOENT: a rule's counter", op)?;
+                    }
                     for (set, chain) in references(rule) {
                         let lost = set.is_some_and(|s| !self.sets.contains_key(&(*table, s)))
                             || chain.is_some_and(|c| !self.chains.contains_key(&(*table, c)));
@@ -142,6 +157,7 @@ fn references(rule: &Rule) -> Vec<Reference> {
         .iter()
         .map(|statement| match statement {
             Statement::Lookup { set, .. } => (Some(set.clone()), None),
+            Statement::Meter { set, .. } => (Some(set.clone()), None),
             Statement::VerdictMap { map, .. } => (Some(map.clone()), None),
             Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => (None, Some(chain.clone())),
             _ => (None, None),

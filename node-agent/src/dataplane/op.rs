@@ -20,6 +20,10 @@ pub(crate) enum Op {
     DeleteSet(Table, Arc<str>),
     /// Elements that are not there.
     AddElements(Table, Set, Vec<Element>),
+    /// A counter; one that exists keeps what it counted.
+    AddCounter(Table, Arc<str>),
+    /// A counter goes. No rule may count in it.
+    DeleteCounter(Table, Arc<str>),
     /// Elements that are there.
     DeleteElements(Table, Set, Vec<Element>),
     /// A chain that is not there, without rules.
@@ -48,6 +52,8 @@ impl Op {
             Op::DeleteElements(table, set, elements) => {
                 batch.delete_elements(&table.id(), set, elements.iter().cloned())
             }
+            Op::AddCounter(table, name) => batch.add_counter(&table.id(), name),
+            Op::DeleteCounter(table, name) => batch.delete_counter(&table.id(), name),
             Op::AddChain(table, chain) => batch.add_chain(&table.id(), chain),
             Op::AddRules(table, chain, rules) => {
                 rules.iter().try_for_each(|rule| batch.add_rule(&table.id(), chain, rule))

@@ -198,6 +198,9 @@ fn found(model: &Model) -> BTreeMap<Table, FoundTable> {
         let set = FoundSet { declaration: set.clone(), elements: Some(elements.values().cloned().collect()) };
         all.get_mut(table).unwrap().sets.insert(name.clone(), Some(set));
     }
+    for (table, name) in &model.counters {
+        all.get_mut(table).unwrap().counters.insert(name.clone());
+    }
     for ((table, name), (chain, _)) in &model.chains {
         let base = chain.base.as_ref().map(|base| moat_nfnetlink::nft::BaseInfo {
             hook: match base.hook {

@@ -9,8 +9,9 @@ use moat_policies::{
     self as policies, Direction, NamespacedName, PodPrograms, Program, ProgramId, SetChange, SetId, SetKind,
 };
 
+use super::concern::Concern;
 use super::layout::{
-    self, ChainRules, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects, Table,
+    self, ChainRules, DropPoint, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects, Table,
 };
 use super::op::{Op, Plan};
 use super::update::Update;
@@ -32,6 +33,8 @@ pub(crate) struct State {
     used: BTreeMap<(Direction, ProgramId), usize>,
     /// The elements that pods have, and how many pods each.
     held: BTreeMap<(PodSet, Key), Held>,
+    /// Whose connections the changes since the last look may have made allowed or denied.
+    concern: Concern,
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +78,31 @@ impl State {
             refused: BTreeSet::new(),
             used: BTreeMap::new(),
             held: BTreeMap::new(),
+            concern: Concern::default(),
         }
+    }
+
+    /// Whose connections the changes since the last call were about.
+    pub(crate) fn take_concern(&mut self) -> Concern {
+        std::mem::take(&mut self.concern)
+    }
+
+    /// The pods that the pod network knows, and what is in force for each; `None` where the engine does not know it.
+    pub(crate) fn local_pods(
+        &self,
+    ) -> impl Iterator<Item = (&NamespacedName, &LocalPod, Option<PodVerdict>)> {
+        self.local.iter().map(|(name, local)| (name, local, self.verdict(name)))
+    }
+
+    /// A program that some pod may have.
+    pub(crate) fn program(&self, id: ProgramId) -> Option<&Program> {
+        self.programs.get(&id).map(|program| &**program)
+    }
+
+    /// Whether a packet to or from this peer finds it in an allow set.
+    pub(crate) fn set_holds(&self, id: SetId, element: &policies::Element) -> bool {
+        let family = if element.address.is_ipv4() { self.config.v4 } else { self.config.v6 };
+        family && self.sets.get(&id).is_some_and(|held| held.holds(element))
     }
 
     /// How many pods are in force.
@@ -97,6 +124,7 @@ impl State {
             let after = self.known(&name);
             before.iter().for_each(|known| self.hold(known, false, &mut touched));
             after.iter().for_each(|known| self.hold(known, true, &mut touched));
+            self.concern.add(before.iter().chain(&after).flat_map(|known| known.local.addresses()));
         }
     }
 
@@ -104,6 +132,7 @@ impl State {
     pub(crate) fn advance(&mut self, update: &Update) -> Plan {
         let mut plan = Plan::default();
         let mut last = Vec::new();
+        self.concern.merge(Concern::moved(update.moved.iter().copied()));
         for (id, change) in &update.policy.sets {
             self.set(*id, change, &mut plan, &mut last);
         }
@@ -177,6 +206,7 @@ impl State {
         plan: &mut Plan,
     ) {
         let Some(held) = self.sets.get_mut(&id) else { return };
+        self.concern.add(add.iter().chain(&remove).map(|element| element.address));
         let there = held.parts(&self.config);
         let mut ops = |elements: &[policies::Element],
                        op: fn(Table, moat_nfnetlink::nft::Set, Vec<Element>) -> Op| {
@@ -198,9 +228,12 @@ impl State {
         let names: BTreeSet<&NamespacedName> = update.policy.pods.keys().chain(update.pods.keys()).collect();
         let mut touched = Touched::default();
         let (mut gone_veths, mut new_veths) = (BTreeMap::new(), BTreeMap::new());
+        let (mut gone_names, mut new_names) = (BTreeSet::new(), BTreeSet::new());
         for name in names {
             let before = self.known(name);
+            let local_before = self.local.get(name).cloned();
             let veth_before = self.guarded(name).cloned();
+            gone_names.extend(self.interface(name));
             self.refused.remove(name);
             if let Some(programs) = update.policy.pods.get(name) {
                 match programs {
@@ -215,10 +248,16 @@ impl State {
                 }
             }
             let after = self.known(name);
+            let local_after = self.local.get(name);
+            if before != after || local_before.as_ref() != local_after {
+                let addresses = local_before.iter().chain(local_after).flat_map(LocalPod::addresses);
+                self.concern.add(addresses);
+            }
             if before != after {
                 before.iter().for_each(|known| self.hold(known, false, &mut touched));
                 after.iter().for_each(|known| self.hold(known, true, &mut touched));
             }
+            new_names.extend(self.interface(name));
             let veth_after = self.guarded(name);
             if veth_before.as_ref() != veth_after {
                 gone_veths.extend(veth_before.and_then(|l| Some((IfName::new(&l.ifname).ok()?, l))));
@@ -226,8 +265,14 @@ impl State {
             }
         }
         veths(gone_veths, &new_veths, plan);
+        counts(&gone_names, &new_names, plan);
         self.elements(touched.elements, plan);
         self.chains(&touched.programs, plan, last);
+    }
+
+    /// The name of a pod's interface, whatever is in force for it: its drops are counted.
+    fn interface(&self, name: &NamespacedName) -> Option<IfName> {
+        IfName::new(&self.local.get(name)?.ifname).ok()
     }
 
     /// The interface of a pod, if it has a chain of its own.
@@ -237,17 +282,21 @@ impl State {
 
     /// What is in force for a pod: nothing until both the engine and the pod network know it.
     fn known(&self, name: &NamespacedName) -> Option<Known> {
-        let (local, programs) = (self.local.get(name)?, self.pods.get(name)?);
+        let (local, verdict) = (self.local.get(name)?, self.verdict(name)?);
+        Some(Known { ifname: IfName::new(&local.ifname).ok()?, local: local.clone(), verdict })
+    }
+
+    /// What the engine's word about a pod comes to; `None` where it has not said any.
+    fn verdict(&self, name: &NamespacedName) -> Option<PodVerdict> {
         let there = |id: Option<ProgramId>| id.is_none_or(|id| self.programs.contains_key(&id));
-        let verdict = match *programs {
+        Some(match *self.pods.get(name)? {
             PodPrograms { ingress, egress }
                 if there(ingress) && there(egress) && !self.refused.contains(name) =>
             {
                 PodVerdict::Programs { ingress, egress }
             }
             _ => PodVerdict::Closed,
-        };
-        Some(Known { ifname: IfName::new(&local.ifname).ok()?, local: local.clone(), verdict })
+        })
     }
 
     /// Counts what a pod has in force, or has no longer.
@@ -346,7 +395,15 @@ impl State {
             let parts = held.content(&self.config);
             content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
         }
+        let interfaces: BTreeSet<IfName> =
+            self.local.keys().filter_map(|name| self.interface(name)).collect();
         for table in Table::ALL {
+            for point in DropPoint::all_in(table) {
+                content.counters.push((table, point.name().into()));
+                let elements = interfaces.iter().copied().map(DropPoint::pod).collect();
+                content.sets.push((table, point.pods(), elements));
+                content.sets.push((table, point.pairs(table), Vec::new()));
+            }
             content.chains.extend(layout::fixed_chains(table, &self.config));
         }
         for &(direction, id) in self.used.keys() {
@@ -365,6 +422,18 @@ impl State {
 impl HeldSet {
     fn parts(&self, config: &LayoutConfig) -> Vec<Part> {
         layout::parts(self.kind, self.pods, &self.prefixes, config)
+    }
+
+    fn holds(&self, element: &policies::Element) -> bool {
+        let prefix = || {
+            // Disjoint and sorted: only the last one that does not begin behind the address can hold it.
+            let behind = self.prefixes.partition_point(|p| p.network() <= element.address);
+            self.prefixes[..behind].last().is_some_and(|p| p.contains(&element.address))
+        };
+        match self.kind {
+            SetKind::Addresses => (self.pods && self.elements.contains(element)) || prefix(),
+            SetKind::AddressPorts => self.elements.contains(element),
+        }
     }
 
     fn content(&self, config: &LayoutConfig) -> Vec<(Part, Vec<Element>)> {
@@ -394,6 +463,8 @@ impl Held {
 pub(crate) struct Content {
     /// Sets and maps with their elements.
     pub(crate) sets: Vec<(Table, moat_nfnetlink::nft::Set, Vec<Element>)>,
+    /// Counters with names.
+    pub(crate) counters: Vec<(Table, Arc<str>)>,
     /// Chains with their rules.
     pub(crate) chains: Vec<ChainRules>,
 }
@@ -411,6 +482,24 @@ fn add_chain(ops: &mut Vec<Op>, chain: ChainRules) {
     let name = chain.chain.name.clone();
     ops.push(Op::AddChain(chain.table, chain.chain));
     ops.push(Op::AddRules(chain.table, name, chain.rules));
+}
+
+/// Plans the elements in which the pods' drops are counted. One that stays is left alone: what it counted is in it.
+fn counts(gone: &BTreeSet<IfName>, new: &BTreeSet<IfName>, plan: &mut Plan) {
+    let elements = |names: &BTreeSet<IfName>, less: &BTreeSet<IfName>| -> Vec<Element> {
+        names.difference(less).copied().map(DropPoint::pod).collect()
+    };
+    let (gone, new) = (elements(gone, new), elements(new, gone));
+    for table in Table::ALL {
+        for point in DropPoint::all_in(table) {
+            if !gone.is_empty() {
+                plan.commit.push(Op::DeleteElements(table, point.pods(), gone.clone()));
+            }
+            if !new.is_empty() {
+                plan.commit.push(Op::AddElements(table, point.pods(), new.clone()));
+            }
+        }
+    }
 }
 
 /// Plans the anti-spoofing chains. A new one is there before any element leads to its pod.

@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use moat_policies::{AllowSet, Element, NamespacedName, NodeDelta, SetChange, SetId, SetUpdate};
@@ -15,17 +16,20 @@ pub struct Update {
     pub policy: NodeDelta,
     /// Pods whose interfaces came, changed (`Some`) or went (`None`).
     pub pods: BTreeMap<NamespacedName, Option<LocalPod>>,
+    /// Addresses that another pod has now, or none any more: connections of theirs are another's.
+    pub moved: BTreeSet<IpAddr>,
 }
 
 impl Update {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.policy.is_empty() && self.pods.is_empty()
+        self.policy.is_empty() && self.pods.is_empty() && self.moved.is_empty()
     }
 
     /// Adds what came later: the result does what this one and then `later` do.
     pub fn merge(&mut self, later: Update) {
         self.pods.extend(later.pods);
+        self.moved.extend(later.moved);
         self.policy.pods.extend(later.policy.pods);
         self.policy.programs.extend(later.policy.programs);
         for (id, change) in later.policy.sets {

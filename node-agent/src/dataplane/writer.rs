@@ -1,8 +1,9 @@
 //! The thread that writes: one commit at a time, everything that came in meanwhile in the next.
 
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use moat_nfnetlink::nft::{Event, Events};
@@ -10,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
+use super::concern::Concern;
 use super::error::Error;
 use super::kernel::Kernel;
 use super::layout::Table;
@@ -31,13 +33,59 @@ const PREDECESSOR: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) update: Update,
+    pub(super) waiter: Waiter,
+}
+
+/// Who waits for an update.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// Told when the kernel holds it, or has refused it.
     pub(super) done: oneshot::Sender<Result<(), Error>>,
+    /// Told when the connections that are there already follow it, too.
+    pub(super) cut: oneshot::Sender<()>,
+}
+
+/// What the writer tells those who look after connections: something is in force that they may not follow yet.
+#[derive(Debug)]
+pub struct Commit {
+    /// Whose connections it is about.
+    pub concern: Concern,
+    /// To be told when they have been looked at, or will not be.
+    pub waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// Who hears of commits, if somebody does.
+#[derive(Default)]
+pub(super) struct Listener(Mutex<Option<Box<Hear>>>);
+
+type Hear = dyn Fn(Commit) + Send;
+
+impl Listener {
+    pub(super) fn set(&self, hear: Box<Hear>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(hear);
+    }
+
+    /// Where nobody hears of it, whoever waits is told by what is dropped here.
+    fn tell(&self, commit: Commit) {
+        if let Some(hear) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            hear(commit);
+        }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 /// Holds the state and the socket, and runs on a thread of its own.
 #[derive(Debug)]
 pub(super) struct Writer {
-    state: State,
+    /// Locked for writing from the moment that a change is taken in until the kernel holds it: who reads it reads what is in
+    /// force.
+    state: Arc<RwLock<State>>,
+    listener: Arc<Listener>,
     kernel: Kernel,
     /// Everybody's commits, where our tables cannot be guarded.
     events: Option<Events>,
@@ -49,17 +97,19 @@ pub(super) struct Writer {
 impl Writer {
     /// Takes over what is in the kernel and makes it hold `initial`.
     pub(super) fn start(
-        mut state: State,
+        state: Arc<RwLock<State>>,
+        listener: Arc<Listener>,
         mut kernel: Kernel,
         initial: &Update,
         stats: Arc<Stats>,
     ) -> Result<Self, Error> {
         // Before the listing, so that nothing falls in between.
         let events = if kernel.owns() { None } else { Some(Events::open()?) };
-        state.advance(initial);
+        let mut held = write(&state);
+        held.advance(initial);
         let begin = Instant::now();
         loop {
-            match kernel.restore(|| state.content()) {
+            match kernel.restore(|| held.content()) {
                 // A predecessor that was told to end may not be quite gone.
                 Err(Error::Owned { .. }) if begin.elapsed() < PREDECESSOR => {
                     std::thread::sleep(PREDECESSOR / 100)
@@ -69,9 +119,12 @@ impl Writer {
         }
         stats.committed(begin.elapsed());
         Stats::set(&stats.owner, kernel.owns().into());
-        let writer = Self { state, kernel, events, stats, restore_at: None };
-        writer.gauge();
-        Ok(writer)
+        // Whoever listens for commits begins with all connections.
+        held.take_concern();
+        Stats::set(&stats.pods, held.pods_in_force() as u64);
+        Stats::set(&stats.listings, kernel.listings);
+        drop(held);
+        Ok(Self { state, listener, kernel, events, stats, restore_at: None })
     }
 
     /// Writes until everybody who could submit is gone. `wake` becomes readable when an order is there.
@@ -152,17 +205,18 @@ impl Writer {
 
     /// Makes the tables right, whatever is in them.
     fn restore(&mut self) {
-        match self.resync() {
+        let state = self.state.clone();
+        match self.resync(&mut write(&state)) {
             Ok(()) => self.settled(),
             Err(e) => self.behind(&e),
         }
     }
 
-    fn resync(&mut self) -> Result<(), Error> {
+    fn resync(&mut self, state: &mut State) -> Result<(), Error> {
         let begin = Instant::now();
-        self.kernel.restore(|| self.state.content())?;
+        self.kernel.restore(|| state.content())?;
         self.stats.committed(begin.elapsed());
-        self.gauge();
+        self.gauge(state);
         Ok(())
     }
 
@@ -176,26 +230,32 @@ impl Writer {
                 Stats::count(&self.stats.coalesced);
             }
             update.merge(order.update);
-            waiting.push(order.done);
+            waiting.push(order.waiter);
         }
-        let result = self.carry_out(&update);
-        self.gauge();
-        for done in waiting {
+        let state = self.state.clone();
+        let mut state = write(&state);
+        let result = self.carry_out(&mut state, &update);
+        self.gauge(&state);
+        let concern = state.take_concern();
+        drop(state);
+        let (done, cut): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.done, w.cut)).unzip();
+        self.listener.tell(Commit { concern, waiting: cut });
+        for done in done {
             // Who no longer waits does not want to know.
             let _ = done.send(result.clone());
         }
     }
 
-    fn carry_out(&mut self, update: &Update) -> Result<(), Error> {
-        let plan = self.state.advance(update);
+    fn carry_out(&mut self, state: &mut State, update: &Update) -> Result<(), Error> {
+        let plan = state.advance(update);
         if self.restore_at.is_some() {
             // The tables are not what the plan starts from: a restoration brings this change, too.
-            return match self.resync() {
+            return match self.resync(state) {
                 Ok(()) => {
                     self.settled();
                     Ok(())
                 }
-                Err(why) => self.refuse(update, why),
+                Err(why) => self.refuse(state, update, why),
             };
         }
         if plan.is_empty() {
@@ -208,16 +268,16 @@ impl Writer {
         };
         Stats::count(&self.stats.refusals);
         warn!("a change was refused, comparing with what the kernel holds: {:#}", anyhow::Error::new(first));
-        match self.resync() {
+        match self.resync(state) {
             Ok(()) => Ok(()),
-            Err(why) => self.refuse(update, why),
+            Err(why) => self.refuse(state, update, why),
         }
     }
 
     /// Closes the pods that a refused change is about.
-    fn refuse(&mut self, update: &Update, why: Error) -> Result<(), Error> {
-        self.state.refuse(update);
-        match self.resync() {
+    fn refuse(&mut self, state: &mut State, update: &Update, why: Error) -> Result<(), Error> {
+        state.refuse(update);
+        match self.resync(state) {
             Ok(()) => {
                 self.settled();
                 Err(Error::Closed(Box::new(why)))
@@ -243,8 +303,13 @@ impl Writer {
         self.restore_at = Some(Instant::now() + RETRY);
     }
 
-    fn gauge(&self) {
-        Stats::set(&self.stats.pods, self.state.pods_in_force() as u64);
+    fn gauge(&self, state: &State) {
+        Stats::set(&self.stats.pods, state.pods_in_force() as u64);
         Stats::set(&self.stats.listings, self.kernel.listings);
     }
+}
+
+/// A thread that panics while it holds the state leaves nothing in it half-done that the next listing would not mend.
+fn write(state: &RwLock<State>) -> RwLockWriteGuard<'_, State> {
+    state.write().unwrap_or_else(PoisonError::into_inner)
 }

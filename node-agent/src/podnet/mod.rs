@@ -37,6 +37,7 @@ pub use attachment::{
 pub use error::PodNetError;
 pub use ipam::IpamError;
 pub use journal::JournalError;
+pub(crate) use netlink::Netlink;
 pub use netlink::NetlinkError;
 pub use netns::NetnsError;
 pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};

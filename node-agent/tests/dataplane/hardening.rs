@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use moat_agent::dataplane::DropReason;
+use moat_policies::Direction::{Egress, Ingress};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::probe::Fate::{self, Dropped, Passed};
@@ -37,7 +38,7 @@ fn a_pod_that_is_not_known_has_no_network() {
     privileged(|| {
         let mut w = World::new(&["a", "b"], &[], "");
         w.submit(BTreeMap::from([(name("b"), None)]));
-        let unknown = Dropped(DropReason::UnknownPod);
+        let unknown = Dropped(DropReason::UnknownPod.on(Egress));
         assert_eq!(w.udp(From::Pod("b"), w.v4("a"), 80), unknown);
         assert_eq!(w.udp(From::Pod("b"), NODE_V4.into(), 80), unknown);
         assert_eq!(w.udp(From::Pod("b"), OUTSIDE_V4.into(), 80), unknown);
@@ -55,7 +56,7 @@ fn a_pod_that_is_not_known_has_no_network() {
 fn a_pod_speaks_for_itself_only() {
     privileged(|| {
         let w = World::new(&["a", "b", "c"], &[], "");
-        let spoofed = Dropped(DropReason::Spoofed);
+        let spoofed = Dropped(DropReason::Spoofed.on(Egress));
         for (a, b, c) in [(w.v4("a"), w.v4("b"), w.v4("c")), (w.v6("a"), w.v6("b"), w.v6("c"))] {
             let honest = udp(a, b, 1000, 80, b"own");
             assert_eq!(w.forge(From::Pod("a"), b, 17, honest), Passed);
@@ -98,7 +99,7 @@ fn neighbour_discovery_is_for_the_own_address() {
         a.ip("neigh flush dev eth0");
         let other = a.run(|| udp_socket("10.0.0.99:0".parse().unwrap()));
         let sent = w.fate(|| drop(other.send_to(b"x", (NODE_V4, 80)).map(drop)), || false);
-        assert_eq!(sent, Dropped(DropReason::Spoofed), "ARP for another address");
+        assert_eq!(sent, Dropped(DropReason::Spoofed.on(Egress)), "ARP for another address");
 
         let v6 = w.v6("a");
         let advertise = |target: IpAddr, kind: u8| {
@@ -115,9 +116,9 @@ fn neighbour_discovery_is_for_the_own_address() {
         };
         let fate = |body| w.forge(From::Pod("a"), node6, 58, icmp6(body));
         assert_eq!(fate(advertise(v6, 136)), Passed, "an advertisement of the own address");
-        assert_eq!(fate(advertise(w.v6("b"), 136)), Dropped(DropReason::Spoofed), "of another's");
-        assert_eq!(fate(advertise(v6, 134)), Dropped(DropReason::Spoofed), "a router's advertisement");
-        assert_eq!(fate(advertise(v6, 137)), Dropped(DropReason::Spoofed), "a redirect");
+        assert_eq!(fate(advertise(w.v6("b"), 136)), Dropped(DropReason::Spoofed.on(Egress)), "of another's");
+        assert_eq!(fate(advertise(v6, 134)), Dropped(DropReason::Spoofed.on(Egress)), "a router's advertisement");
+        assert_eq!(fate(advertise(v6, 137)), Dropped(DropReason::Spoofed.on(Egress)), "a redirect");
     });
 }
 
@@ -161,7 +162,7 @@ fn source_routes_are_dropped() {
             // One hop, before it and after it.
             for pointer in [4, 8] {
                 let fate = with_options(&[kind, 7, pointer, 10, 0, 0, 1, 0]);
-                assert_eq!(fate, Dropped(DropReason::Spoofed), "option {kind} at {pointer}");
+                assert_eq!(fate, Dropped(DropReason::Spoofed.on(Egress)), "option {kind} at {pointer}");
             }
         }
         assert_eq!(with_options(&[148, 4, 0, 0]), Passed, "multicast's router alert");
@@ -170,7 +171,7 @@ fn source_routes_are_dropped() {
         let mut body = vec![17, 0, 4, 0, 0, 0, 0, 0];
         body.extend(&datagram[40..]);
         let routed = packet(a, b, 43, &body);
-        assert_eq!(w.forge(From::Pod("a"), b, 17, routed), Dropped(DropReason::Spoofed));
+        assert_eq!(w.forge(From::Pod("a"), b, 17, routed), Dropped(DropReason::Spoofed.on(Egress)));
     });
 }
 
@@ -185,11 +186,11 @@ fn nobody_outside_speaks_for_a_pod_of_the_node() {
             assert_eq!(w.udp(From::Pod("a"), b, 80), Passed);
             let forged = udp(a, b, 1000, 80, b"forged");
             let outside = From::Outside(unspecified(b));
-            assert_eq!(w.forge(outside, b, 17, forged), Dropped(DropReason::Spoofed));
+            assert_eq!(w.forge(outside, b, 17, forged), Dropped(DropReason::Spoofed.on(Ingress)));
             if b.is_ipv6() {
                 // IPv4 drops what comes with the receiver's own address by itself.
                 let itself = udp(b, b, 1000, 80, b"forged");
-                assert_eq!(w.forge(outside, b, 17, itself), Dropped(DropReason::Spoofed));
+                assert_eq!(w.forge(outside, b, 17, itself), Dropped(DropReason::Spoofed.on(Ingress)));
             }
         }
     });
@@ -199,7 +200,7 @@ fn nobody_outside_speaks_for_a_pod_of_the_node() {
 fn tunnel_ports_are_no_pods_business() {
     privileged(|| {
         let w = World::new(&["a", "b"], &["r"], "");
-        let tunnel = Dropped(DropReason::Tunnel);
+        let tunnel = Dropped(DropReason::Tunnel.on(Egress));
         for to in [NODE_V4.into(), OUTSIDE_V4.into(), w.v4("b"), w.v6("b"), "fd01::1".parse().unwrap()] {
             assert_eq!(w.udp(From::Pod("a"), to, 4789), tunnel, "{to}");
         }
@@ -225,7 +226,7 @@ fn a_nodes_loopback_is_its_own() {
             || drop(sender.send_to(b"x", "127.0.0.1:80").map(drop)),
             || receiver.recv(&mut buffer).is_ok(),
         );
-        assert_eq!(fate, Dropped(DropReason::Spoofed));
+        assert_eq!(fate, Dropped(DropReason::Spoofed.on(Egress)));
     });
 }
 
@@ -248,11 +249,11 @@ fn tcp_begins_at_its_beginning() {
         const ACK: u8 = 0x10;
         const FIN_SYN: u8 = 0x03;
         for (a, b, c) in [(w.v4("a"), w.v4("b"), w.v4("c")), (w.v6("a"), w.v6("b"), w.v6("c"))] {
-            let mid = Dropped(DropReason::MidStream);
-            assert_eq!(w.forge(From::Pod("a"), b, 6, tcp(a, b, 1000, 80, ACK)), mid, "to an isolated pod");
-            assert_eq!(w.forge(From::Pod("b"), a, 6, tcp(b, a, 1001, 80, ACK)), mid, "from an isolated pod");
+            let mid = |direction| Dropped(DropReason::MidStream.on(direction));
+            assert_eq!(w.forge(From::Pod("a"), b, 6, tcp(a, b, 1000, 80, ACK)), mid(Ingress), "to an isolated pod");
+            assert_eq!(w.forge(From::Pod("b"), a, 6, tcp(b, a, 1001, 80, ACK)), mid(Egress), "from an isolated pod");
             assert_eq!(w.forge(From::Pod("a"), c, 6, tcp(a, c, 1002, 80, ACK)), Passed, "neither");
-            let invalid = Dropped(DropReason::Invalid);
+            let invalid = Dropped(DropReason::Invalid.on(Egress));
             assert_eq!(w.forge(From::Pod("a"), c, 6, tcp(a, c, 1003, 80, FIN_SYN)), invalid);
             assert_eq!(w.tcp(From::Pod("a"), b, 80), Passed);
         }
@@ -305,7 +306,7 @@ fn icmp_errors_about_the_own_flows_only() {
                 }
             };
             let protocol = if a.is_ipv4() { 1 } else { 58 };
-            assert_eq!(w.forge(From::Pod("c"), a, protocol, forged), Dropped(DropReason::Spoofed));
+            assert_eq!(w.forge(From::Pod("c"), a, protocol, forged), Dropped(DropReason::Spoofed.on(Egress)));
             assert!(socket.take_error().unwrap().is_none());
         }
     });
@@ -337,7 +338,7 @@ fn a_pod_reaches_itself_through_a_service() {
             w.fate(|| drop(socket.connect(&address)), || listener.accept().is_ok())
         };
         assert_eq!(connect(IpAddr::from([10, 96, 0, 1]), "a"), Passed);
-        let denied = Dropped(DropReason::Policy(moat_policies::Direction::Egress));
+        let denied = Dropped(DropReason::Policy.on(Egress));
         assert_eq!(connect(IpAddr::from([10, 96, 0, 2]), "b"), denied, "the same way to another pod");
     });
 }
@@ -360,7 +361,7 @@ fn a_revoked_flow_is_cut_in_both_directions_and_can_be_given_back() {
         assert_eq!((there(), back(), there()), (Passed, Passed, Passed));
         let mark = moat_agent::dataplane::LayoutConfig::default().revoked_mark;
         w.node.command(&format!("conntrack -U -p udp -s {a} -d {b} --mark {mark:#x}"));
-        let revoked = Dropped(DropReason::Revoked);
+        let revoked = Dropped(DropReason::Revoked.on(Egress));
         assert_eq!((there(), back()), (revoked, revoked));
         w.node.command(&format!("conntrack -U -p udp -s {a} -d {b} --mark 0"));
         assert_eq!((there(), back()), (Passed, Passed));

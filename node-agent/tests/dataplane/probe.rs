@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
-use moat_agent::dataplane::DropReason;
+use moat_agent::dataplane::DropPoint;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::space::Space;
@@ -14,7 +14,7 @@ use crate::world::World;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Passed,
-    Dropped(DropReason),
+    Dropped(DropPoint),
 }
 
 /// Where a packet starts.

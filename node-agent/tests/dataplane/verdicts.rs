@@ -8,8 +8,8 @@ use crate::probe::From;
 use crate::space::privileged;
 use crate::world::{OUTSIDE_V4, World};
 
-const DENIED_IN: crate::probe::Fate = Dropped(DropReason::Policy(Ingress));
-const DENIED_OUT: crate::probe::Fate = Dropped(DropReason::Policy(Egress));
+const DENIED_IN: crate::probe::Fate = Dropped(DropReason::Policy.on(Ingress));
+const DENIED_OUT: crate::probe::Fate = Dropped(DropReason::Policy.on(Egress));
 
 pub(crate) fn policy(name: &str, spec: &str) -> String {
     format!(

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use moat_agent::check::{self, CompareError, Limits, Report, Ruleset, Veth};
-use moat_agent::dataplane::{Config, Dataplane, DropCounters, DropReason, LocalPod, Update};
+use moat_agent::dataplane::{Config, Dataplane, DropCounters, DropPoint, LocalPod, Update};
 use moat_policies::{Cluster, Key, NamespacedName, Object};
 
 use crate::probe::{udp_socket, unspecified};
@@ -201,6 +201,7 @@ impl World {
         Update {
             policy: self.cluster.state("node"),
             pods: self.pods.iter().map(|(n, p)| (name(n), Some(p.local.clone()))).collect(),
+            ..Update::default()
         }
     }
 
@@ -223,7 +224,7 @@ impl World {
 
     pub(crate) fn submit(&mut self, pods: BTreeMap<NamespacedName, Option<LocalPod>>) {
         let policy = self.policy();
-        self.dataplane().submit(Update { policy, pods }).wait().expect("the kernel takes it");
+        self.dataplane().submit(Update { policy, pods, ..Update::default() }).wait().expect("the kernel takes it");
     }
 
     /// Walks a table and compares it with the policies.
@@ -252,7 +253,7 @@ impl World {
     }
 
     /// How many packets were dropped so far, by reason.
-    pub(crate) fn drops(&self) -> BTreeMap<DropReason, u64> {
+    pub(crate) fn drops(&self) -> BTreeMap<DropPoint, u64> {
         self.node.run(|| DropCounters::open().and_then(|mut counters| counters.read()).expect("counters"))
     }
 

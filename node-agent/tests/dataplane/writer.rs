@@ -124,7 +124,7 @@ fn a_restart_brings_what_changed_meanwhile() {
         w.dataplane = None;
         assert_eq!(
             w.tcp(From::Pod("a"), w.v4("b"), 80),
-            Dropped(DropReason::Policy(Ingress)),
+            Dropped(DropReason::Policy.on(Ingress)),
             "still in force"
         );
         w.cluster.delete(&moat_policies::Key::Policy(name("p")));
@@ -147,7 +147,7 @@ fn others_cannot_touch_guarded_tables() {
         w.node.command("nft flush ruleset");
         assert!(!w.node.try_command("nft delete table inet moat").0);
         assert!(!w.node.try_command("nft insert rule inet moat forward accept").0);
-        assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy(Ingress)));
+        assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy.on(Ingress)));
         let second = {
             let whole = w.whole();
             w.node.run(move || Dataplane::start(Config::default(), &whole).err())
@@ -183,7 +183,7 @@ fn unguarded_tables_are_restored_within_a_second() {
             assert!(w.dataplane().stats().restores() > restores, "{damage}");
             w.check();
         }
-        assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy(Ingress)));
+        assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy.on(Ingress)));
     });
 }
 
@@ -385,7 +385,7 @@ fn an_update_into_a_damaged_table_repairs_it() {
                     81 + round
                 ),
             ));
-            assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy(Ingress)));
+            assert_eq!(w.tcp(From::Pod("a"), w.v4("b"), 80), Dropped(DropReason::Policy.on(Ingress)));
             w.check();
         }
     });
@@ -400,7 +400,7 @@ fn a_node_of_one_family_has_sets_of_one_family() {
         assert_eq!(w.udp(From::Pod("a"), w.v4("b"), 80), Passed);
         assert_eq!(
             w.udp(From::Pod("a"), w.v6("b"), 80),
-            Dropped(DropReason::Policy(Ingress)),
+            Dropped(DropReason::Policy.on(Ingress)),
             "closed, not open"
         );
         assert!(!w.node.command("nft list table inet moat").contains("pods6-"));

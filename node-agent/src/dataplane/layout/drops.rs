@@ -1,24 +1,41 @@
-//! Every drop has one reason, and each reason has a chain of its own that counts, logs and drops.
+//! Where packets are dropped: a chain for each reason and side, which counts, logs and drops.
+//!
+//! ```text
+//! chain spoofed-egress {
+//!     counter name "spoofed-egress" iifname @drops-spoofed-egress         # of all; of this pod
+//!     update @log-spoofed-egress { iifname . oifname limit … } log …      # now and then
+//!     drop
+//! }
+//! ```
+//!
+//! The three rules depend on nothing of each other. The first counts every packet in a counter with a name, and in the
+//! element that the pod has in a set: both outlive the rules, and so an agent's restart; the element comes and goes with the
+//! pod's interface. The second lets each pair of interfaces have so many log records a second, so that a noisy pod hides
+//! nobody else's drops; the set that remembers the pairs is the kernel's own, and where it is full, nothing is logged. The third
+//! drops, whatever became of the others.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moat_nfnetlink::nft::{Limit, Log, Rule, Verdict};
+use moat_nfnetlink::nft::{Element, Field, IfName, Limit, Log, Rule, Set, Source, Verdict};
 use moat_policies::Direction;
 
-use super::names::Table;
+use super::names::{self, Table};
 
-/// Copies of dropped packets that the kernel makes in a second at most, for each reason.
-const LOG_RATE: u64 = 100;
-/// How much of a packet a copy holds: all headers that the drop log looks at.
+/// How many log records each pair of interfaces may have.
+const LOG_LIMIT: Limit = Limit { rate: 10, per: Duration::from_secs(1), burst: 20 };
+/// Pairs of interfaces that are remembered at most, and how long after their last drop.
+const LOG_PAIRS: u32 = 4096;
+const LOG_MEMORY: Duration = Duration::from_secs(60);
+/// How much of a packet a record holds: all headers that the drop log looks at.
 const LOG_BYTES: u32 = 128;
 
 /// Why a packet was dropped. The list is closed: nothing is dropped for another reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DropReason {
-    /// No policy allows it, in this direction.
-    Policy(Direction),
+    /// No policy allows it.
+    Policy,
     /// Its connection was allowed once and is not any more.
     Revoked,
     /// It belongs to no connection and cannot open one.
@@ -37,9 +54,8 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons.
-    pub const ALL: [DropReason; 9] = [
-        DropReason::Policy(Direction::Ingress),
-        DropReason::Policy(Direction::Egress),
+    pub const ALL: [DropReason; 8] = [
+        DropReason::Policy,
         DropReason::Revoked,
         DropReason::Invalid,
         DropReason::MidStream,
@@ -49,11 +65,10 @@ impl DropReason {
         DropReason::KernelRefused,
     ];
 
-    /// The reason in one word: the name of its chain, and behind `moat ` the prefix of its log records.
+    /// The reason in one word.
     pub const fn as_str(self) -> &'static str {
         match self {
-            DropReason::Policy(Direction::Ingress) => "policy-ingress",
-            DropReason::Policy(Direction::Egress) => "policy-egress",
+            DropReason::Policy => "policy",
             DropReason::Revoked => "revoked",
             DropReason::Invalid => "invalid",
             DropReason::MidStream => "mid-stream",
@@ -64,33 +79,9 @@ impl DropReason {
         }
     }
 
-    /// The reason that a log record's prefix names.
-    pub fn from_prefix(prefix: &str) -> Option<Self> {
-        let word = prefix.strip_prefix("moat ")?;
-        Self::ALL.into_iter().find(|r| r.as_str() == word)
-    }
-
-    /// To the chain of this reason.
-    pub(super) fn goto(self) -> Verdict {
-        Verdict::goto(self.as_str())
-    }
-
-    /// Whether it has a chain in this table.
-    pub(crate) fn is_in(self, table: Table) -> bool {
-        table == Table::Inet || self == DropReason::Spoofed
-    }
-
-    /// The rules that every chain of a reason ends with.
-    pub(super) fn rules(self, log_group: u16) -> [Rule; 2] {
-        let log = Log {
-            group: log_group,
-            prefix: Arc::from(format!("moat {}", self.as_str())),
-            snaplen: Some(LOG_BYTES),
-            threshold: None,
-        };
-        let limit = Limit { rate: LOG_RATE, per: Duration::from_secs(1), burst: LOG_RATE as u32 };
-        // The counter stands before the limit and counts all; the drop in a rule of its own drops all.
-        [Rule::new().counter().limit(limit).log(log), Rule::new().verdict(Verdict::Drop)]
+    /// The reason, on the side of who sends or of who receives.
+    pub const fn on(self, direction: Direction) -> DropPoint {
+        DropPoint { reason: self, direction }
     }
 }
 
@@ -100,16 +91,109 @@ impl fmt::Display for DropReason {
     }
 }
 
+/// A reason, and whose side it is: with egress it is about the pod that the packet came from, with ingress about the one that
+/// it was for. Each has a chain of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DropPoint {
+    /// Why.
+    pub reason: DropReason,
+    /// Whose side.
+    pub direction: Direction,
+}
+
+impl DropPoint {
+    /// All that there are. Nothing is dropped on its way to a pod for being a tunnel's.
+    pub fn all() -> impl Iterator<Item = DropPoint> {
+        let both = |r: DropReason| Direction::ALL.map(|d| r.on(d));
+        let there = |p: &DropPoint| *p != DropReason::Tunnel.on(Direction::Ingress);
+        DropReason::ALL.into_iter().flat_map(both).filter(there)
+    }
+
+    /// Those that have a chain in this table.
+    pub(crate) fn all_in(table: Table) -> impl Iterator<Item = DropPoint> {
+        let only = DropReason::Spoofed.on(Direction::Egress);
+        Self::all().filter(move |p| table == Table::Inet || *p == only)
+    }
+
+    /// The point that a log record's prefix names.
+    pub fn from_prefix(prefix: &str) -> Option<Self> {
+        let name = prefix.strip_prefix("moat ")?;
+        Self::all().find(|p| p.name() == name)
+    }
+
+    /// The name of its chain and of its counter, and behind `moat ` the prefix of its log records.
+    pub(crate) fn name(self) -> String {
+        format!("{}-{}", self.reason, self.direction)
+    }
+
+    /// To its chain.
+    pub(super) fn goto(self) -> Verdict {
+        Verdict::goto(self.name())
+    }
+
+    /// The set in which each pod's element counts.
+    pub(crate) fn pods(self) -> Set {
+        Set::new(format!("drops-{self}"), Field::IfName).counted()
+    }
+
+    /// The element of the pod with this interface.
+    pub(crate) fn pod(ifname: IfName) -> Element {
+        Element::new(ifname)
+    }
+
+    /// The set that remembers which pairs of interfaces were logged how often.
+    pub(crate) fn pairs(self, table: Table) -> Set {
+        let name = format!("log-{self}");
+        let set = match table {
+            Table::Inet => Set::new(name, names::key([Field::IfName, Field::IfName])),
+            Table::Netdev => Set::new(name, Field::IfName),
+        };
+        set.dynamic().size(LOG_PAIRS).timeout(LOG_MEMORY)
+    }
+
+    /// The rules that its chain ends with.
+    pub(super) fn rules(self, table: Table, log_group: u16) -> [Rule; 3] {
+        let interface = match self.direction {
+            Direction::Egress => Source::IIFNAME,
+            Direction::Ingress => Source::OIFNAME,
+        };
+        // A packet that has just come in has no way out yet.
+        let pair: &[Source] = match table {
+            Table::Inet => &[Source::IIFNAME, Source::OIFNAME],
+            Table::Netdev => &[Source::IIFNAME],
+        };
+        let log = Log {
+            group: log_group,
+            prefix: Arc::from(format!("moat {self}")),
+            snaplen: Some(LOG_BYTES),
+            threshold: None,
+        };
+        [
+            Rule::new().count_in(self.name()).lookup([interface], self.pods().name().clone()),
+            Rule::new().meter(pair, self.pairs(table).name().clone(), LOG_LIMIT).log(log),
+            Rule::new().verdict(Verdict::Drop),
+        ]
+    }
+}
+
+impl fmt::Display for DropPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_log_records_prefix_names_the_reason() {
-        for reason in DropReason::ALL {
-            assert_eq!(DropReason::from_prefix(&format!("moat {reason}")), Some(reason));
+    fn a_log_records_prefix_names_the_reason_and_the_side() {
+        assert_eq!(DropPoint::all().count(), 15);
+        for point in DropPoint::all() {
+            assert_eq!(DropPoint::from_prefix(&format!("moat {point}")), Some(point));
         }
-        assert_eq!(DropReason::from_prefix("moat"), None);
-        assert_eq!(DropReason::from_prefix("somebody else's policy-ingress"), None);
+        for other in ["moat", "moat policy", "moat tunnel-ingress", "somebody else's policy-ingress"] {
+            assert_eq!(DropPoint::from_prefix(other), None, "{other}");
+        }
     }
 }

@@ -5,9 +5,10 @@ use moat_nfnetlink::nft::{
     Statement, Value, Verdict, ct_state,
 };
 
-use super::drops::DropReason;
+use super::drops::{DropPoint, DropReason};
 use super::names::{self, PodSet, Table};
 use super::{ChainRules, LayoutConfig, TUNNEL_PORT};
+use moat_policies::Direction;
 
 /// The priority of our chains at `forward` and `input`: `filter`, behind connection tracking and NAT of destinations.
 const FILTER: i32 = 0;
@@ -19,16 +20,18 @@ const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 
+/// From the node's inside, a packet is some pod's own doing where it comes from one.
+const EGRESS: Direction = Direction::Egress;
+
 /// The fixed chains of a table, each behind those that it leads to.
 pub(crate) fn chains(table: Table, config: &LayoutConfig) -> Vec<ChainRules> {
-    let mut chains: Vec<ChainRules> = DropReason::ALL
-        .into_iter()
-        .filter(|r| r.is_in(table))
-        .map(|r| drop_chain(table, r, config))
-        .collect();
+    let mut chains: Vec<ChainRules> =
+        DropPoint::all_in(table).map(|point| drop_chain(table, point, config)).collect();
     match table {
         Table::Inet => {
-            chains.extend([to_pod(), stranger(), related(), irregular(), forward(config), input()]);
+            let (revoked, invalid) = (sides(DropReason::Revoked), sides(DropReason::Invalid));
+            chains.extend([to_pod(), stranger(), related(), revoked, invalid, irregular()]);
+            chains.extend([forward(config), input()]);
         }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
     }
@@ -54,18 +57,18 @@ pub(super) fn v6(rule: Rule) -> Rule {
 }
 
 /// TCP that is neither a connection's first packet nor one that could be.
-pub(super) fn mid_stream() -> Rule {
+pub(super) fn mid_stream(direction: Direction) -> Rule {
     const FIN_SYN_RST_ACK: u8 = 0x17;
     const SYN: u8 = 0x02;
     Rule::new()
         .eq(Source::L4PROTO, TCP)
         .masked(Source::TCP_FLAGS, FIN_SYN_RST_ACK, Cmp::Neq, SYN)
-        .verdict(DropReason::MidStream.goto())
+        .verdict(DropReason::MidStream.on(direction).goto())
 }
 
-fn drop_chain(table: Table, reason: DropReason, config: &LayoutConfig) -> ChainRules {
+fn drop_chain(table: Table, point: DropPoint, config: &LayoutConfig) -> ChainRules {
     let mut rules = Vec::new();
-    if matches!(reason, DropReason::Policy(_) | DropReason::MidStream) {
+    if matches!(point.reason, DropReason::Policy | DropReason::MidStream) {
         // A pod always reaches itself; through a Service its packets come back to it this way. Asked only here, where
         // the packet would be dropped, it costs the others nothing.
         rules.push(
@@ -79,17 +82,17 @@ fn drop_chain(table: Table, reason: DropReason, config: &LayoutConfig) -> ChainR
                 .verdict(Verdict::Accept),
         );
     }
-    if matches!(reason, DropReason::Revoked | DropReason::Invalid) {
-        // Only traffic to and from pods is ours; the rest goes on as if we were not there.
-        rules.push(
-            Rule::new()
-                .then(veth(Source::IIFNAME, Cmp::Neq))
-                .then(veth(Source::OIFNAME, Cmp::Neq))
-                .verdict(Verdict::Return),
-        );
-    }
-    rules.extend(reason.rules(config.log_group));
-    ChainRules { table, chain: Chain::new(reason.as_str()), rules }
+    rules.extend(point.rules(table, config.log_group));
+    ChainRules { table, chain: Chain::new(point.name()), rules }
+}
+
+/// To the drop of a reason that no side has found: from a pod, it is that one's; else it is that of the pod that it is for.
+/// Only traffic to and from pods is ours; the rest goes on as if we were not there.
+fn sides(reason: DropReason) -> ChainRules {
+    let side =
+        |source, direction| Rule::new().then(veth(source, Cmp::Eq)).verdict(reason.on(direction).goto());
+    let rules = vec![side(Source::IIFNAME, EGRESS), side(Source::OIFNAME, Direction::Ingress)];
+    regular(Table::Inet, reason.as_str(), rules)
 }
 
 fn forward(config: &LayoutConfig) -> ChainRules {
@@ -104,16 +107,18 @@ fn forward(config: &LayoutConfig) -> ChainRules {
         Rule::new()
             .neq(Source::CT_STATE, Value::CtState(ct_state::NEW))
             .verdict(Verdict::jump(names::IRREGULAR)),
-        tunnel().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(DropReason::Tunnel.goto()),
+        tunnel().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(DropReason::Tunnel.on(EGRESS).goto()),
         // The hardware address is asked for here, where a connection opens, and not in the veth's own chain: reading it
         // costs every packet more than all else there, and once a connection is open it decides nothing.
         Rule::new().vmap([Source::IIFNAME, Source::ETHER_SADDR], PodSet::FromPod.name()),
         Rule::new().then(veth(Source::IIFNAME, Cmp::Eq)).verdict(Verdict::goto(names::STRANGER)),
         // From elsewhere, but with the address of one of our pods: only its own host end may bring that.
-        v4(Rule::new()).lookup([Source::IP_SADDR], PodSet::Local4.name()).verdict(DropReason::Spoofed.goto()),
+        v4(Rule::new())
+            .lookup([Source::IP_SADDR], PodSet::Local4.name())
+            .verdict(DropReason::Spoofed.on(Direction::Ingress).goto()),
         v6(Rule::new())
             .lookup([Source::IP6_SADDR], PodSet::Local6.name())
-            .verdict(DropReason::Spoofed.goto()),
+            .verdict(DropReason::Spoofed.on(Direction::Ingress).goto()),
         Rule::new().verdict(Verdict::goto(names::TO_POD)),
     ];
     ChainRules {
@@ -133,7 +138,9 @@ fn to_pod() -> ChainRules {
         names::TO_POD,
         vec![
             Rule::new().vmap([Source::OIFNAME], PodSet::ToPod.name()),
-            Rule::new().then(veth(Source::OIFNAME, Cmp::Eq)).verdict(DropReason::UnknownPod.goto()),
+            Rule::new()
+                .then(veth(Source::OIFNAME, Cmp::Eq))
+                .verdict(DropReason::UnknownPod.on(Direction::Ingress).goto()),
             // Not left to the base chain's policy: a program's port class may have been jumped to, and then the end of this
             // chain would be a return into the program, to its denial.
             Rule::new().verdict(Verdict::Accept),
@@ -150,11 +157,11 @@ fn stranger() -> ChainRules {
         vec![
             v4(Rule::new())
                 .lookup([Source::IIFNAME, Source::IP_SADDR, Source::IP_SADDR], PodSet::Self4.name())
-                .verdict(DropReason::Spoofed.goto()),
+                .verdict(DropReason::Spoofed.on(EGRESS).goto()),
             v6(Rule::new())
                 .lookup([Source::IIFNAME, Source::IP6_SADDR, Source::IP6_SADDR], PodSet::Self6.name())
-                .verdict(DropReason::Spoofed.goto()),
-            Rule::new().verdict(DropReason::UnknownPod.goto()),
+                .verdict(DropReason::Spoofed.on(EGRESS).goto()),
+            Rule::new().verdict(DropReason::UnknownPod.on(EGRESS).goto()),
         ],
     )
 }
@@ -194,7 +201,7 @@ fn related() -> ChainRules {
                 .verdict(Verdict::Accept),
         );
     }
-    rules.push(Rule::new().verdict(DropReason::Spoofed.goto()));
+    rules.push(Rule::new().verdict(DropReason::Spoofed.on(EGRESS).goto()));
     regular(Table::Inet, names::RELATED, rules)
 }
 
@@ -204,17 +211,17 @@ fn input() -> ChainRules {
     const REDIRECT: u8 = 5;
     let rules = vec![
         Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept),
-        tunnel().verdict(DropReason::Tunnel.goto()),
+        tunnel().verdict(DropReason::Tunnel.on(EGRESS).goto()),
         Rule::new()
             .lookup_missing([Source::IIFNAME, Source::ETHER_SADDR], PodSet::Pods.name())
             .verdict(Verdict::goto(names::STRANGER)),
         v4(Rule::new())
             .masked(Source::IP_DADDR, Operand::bytes([255, 0, 0, 0]), Cmp::Eq, Operand::bytes([127, 0, 0, 0]))
-            .verdict(DropReason::Spoofed.goto()),
+            .verdict(DropReason::Spoofed.on(EGRESS).goto()),
         Rule::new()
             .eq(Source::L4PROTO, ICMP)
             .eq(Source::ICMP_TYPE, REDIRECT)
-            .verdict(DropReason::Spoofed.goto()),
+            .verdict(DropReason::Spoofed.on(EGRESS).goto()),
     ];
     ChainRules {
         table: Table::Inet,
@@ -237,7 +244,7 @@ fn options() -> ChainRules {
                 .eq(header(0, 1), SIX_WORDS)
                 .eq(header(20, 4), Operand::bytes(ROUTER_ALERT))
                 .verdict(Verdict::Accept),
-            Rule::new().verdict(DropReason::Spoofed.goto()),
+            Rule::new().verdict(DropReason::Spoofed.on(EGRESS).goto()),
         ],
     )
 }
@@ -251,9 +258,9 @@ fn icmp6() -> ChainRules {
         Table::Netdev,
         names::ICMP6,
         vec![
-            is(ROUTER_ADVERTISEMENT).verdict(DropReason::Spoofed.goto()),
-            is(REDIRECT).verdict(DropReason::Spoofed.goto()),
-            routing_header().verdict(DropReason::Spoofed.goto()),
+            is(ROUTER_ADVERTISEMENT).verdict(DropReason::Spoofed.on(EGRESS).goto()),
+            is(REDIRECT).verdict(DropReason::Spoofed.on(EGRESS).goto()),
+            routing_header().verdict(DropReason::Spoofed.on(EGRESS).goto()),
             Rule::new().verdict(Verdict::Accept),
         ],
     )
@@ -279,7 +286,7 @@ fn odd() -> ChainRules {
                 .masked(link_local, Operand::be16(0xffc0), Cmp::Eq, Operand::be16(0xfe80))
                 .verdict(Verdict::goto(names::NOISE)),
             icmp6().eq(Source::IP6_SADDR, Operand::bytes([0; 16])).verdict(Verdict::goto(names::NOISE)),
-            Rule::new().verdict(DropReason::Spoofed.goto()),
+            Rule::new().verdict(DropReason::Spoofed.on(EGRESS).goto()),
         ],
     )
 }
@@ -294,7 +301,7 @@ fn noise() -> ChainRules {
             quiet(131, 133),
             quiet(135, 136),
             quiet(143, 143),
-            Rule::new().verdict(DropReason::Spoofed.goto()),
+            Rule::new().verdict(DropReason::Spoofed.on(EGRESS).goto()),
         ],
     )
 }

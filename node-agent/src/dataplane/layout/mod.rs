@@ -27,7 +27,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use moat_nfnetlink::nft::{Chain, Element, IfName, Rule, Value, Verdict};
 use moat_policies::{Direction, ProgramId};
 
-pub use drops::DropReason;
+pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::chains as fixed_chains;
 pub(crate) use names::{Part, PodSet, Table};
 pub use names::{TABLE, VETH_PREFIX};
@@ -74,6 +74,13 @@ pub struct LocalPod {
     pub v6: Option<Ipv6Addr>,
 }
 
+impl LocalPod {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
 /// A chain and all its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ChainRules {
@@ -98,7 +105,7 @@ impl PodVerdict {
                 Verdict::goto(names::program(Direction::Ingress, id))
             }
             PodVerdict::Programs { ingress: None, .. } => Verdict::Accept,
-            PodVerdict::Closed => Verdict::goto(DropReason::KernelRefused.as_str()),
+            PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Ingress).goto(),
         }
     }
 
@@ -108,7 +115,7 @@ impl PodVerdict {
                 Verdict::goto(names::program(Direction::Egress, id))
             }
             PodVerdict::Programs { egress: None, .. } => Verdict::goto(names::TO_POD),
-            PodVerdict::Closed => Verdict::goto(DropReason::KernelRefused.as_str()),
+            PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Egress).goto(),
         }
     }
 }

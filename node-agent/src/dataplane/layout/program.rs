@@ -41,7 +41,7 @@ pub(crate) fn program(
     parts: &dyn Fn(SetId) -> Vec<Part>,
 ) -> ProgramObjects {
     let side = Side { direction, parts };
-    let mut rules = vec![mid_stream()];
+    let mut rules = vec![mid_stream(direction)];
     let (mut classes, mut map) = (Vec::new(), None);
     let ranges: usize = program.classes.iter().map(|c| c.ports.len()).sum();
     if ranges <= INLINE_RANGES {
@@ -78,7 +78,7 @@ pub(crate) fn program(
     if let Some(named) = program.named {
         rules.extend(side.named(named));
     }
-    rules.push(Rule::new().verdict(DropReason::Policy(direction).goto()));
+    rules.push(Rule::new().verdict(DropReason::Policy.on(direction).goto()));
     let chain = ChainRules { table: Table::Inet, chain: Chain::new(names::program(direction, id)), rules };
     ProgramObjects { classes, map, chain }
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use moat_nfnetlink::nft::{Chain, Cmp, Hook, IfName, Operand, PayloadBase, Policy, Rule, Source, Verdict};
+use moat_policies::Direction;
 
 use super::drops::DropReason;
 use super::fixed::ROUTING_HEADER;
@@ -67,7 +68,7 @@ pub(crate) fn chain(ifname: IfName, pod: &LocalPod) -> ChainRules {
                 .eq(Source::L4PROTO, ICMP6)
                 .eq(Source::ICMP_TYPE, NEIGHBOUR_ADVERTISEMENT)
                 .neq(Source::ND_TARGET, Operand::bytes(address.octets()))
-                .verdict(DropReason::Spoofed.goto()),
+                .verdict(DropReason::Spoofed.on(Direction::Egress).goto()),
         );
         rules.push(own().eq(Source::L4PROTO, ICMP6).verdict(Verdict::goto(names::ICMP6)));
     }

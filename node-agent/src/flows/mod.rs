@@ -1,0 +1,195 @@
+//! Connections that are there already follow policy, too.
+//!
+//! The kernel judges the first packet of a connection and carries the rest on by its entry in the connection tracking
+//! table. So after each commit, and once at the start, the entries of those whom it is about are looked at and judged
+//! anew: where they are denied now, a bit of the entry's mark says *revoked*, which the tables' first rule looks at;
+//! where they are allowed (again), the bit goes.
+//!
+//! ```text
+//!   data plane ──commit──▶ concern ─▶ look: entries of the concerned ─▶ judge ─▶ set or clear the bit, or delete
+//!                             ▲                                                  │
+//!                             └── once more, when packets that were judged by what was in force before are through
+//! ```
+//!
+//! An address that has moved to another pod takes no connection along: its entries are deleted, and what comes next is
+//! judged as new.
+
+mod grace;
+mod live;
+mod look;
+mod stats;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use moat_nfnetlink::conntrack::Conntrack;
+use tokio::sync::oneshot;
+use tracing::{debug, error};
+
+use crate::dataplane::{Commit, Concern, Dataplane, LayoutConfig, Verdicts};
+use crate::podnet::{Netlink, NetlinkError};
+
+use grace::Grace;
+use look::Looker;
+
+pub use live::LiveFlow;
+pub use stats::FlowStats;
+
+/// How soon a look that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why connections cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlowsError {
+    /// The connection tracking table cannot be read or changed.
+    #[error(transparent)]
+    Conntrack(#[from] moat_nfnetlink::Error),
+    /// The node's own addresses cannot be read.
+    #[error(transparent)]
+    Addresses(#[from] NetlinkError),
+    /// A thread could not be started.
+    #[error("cannot start a thread that looks after connections")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Looks after the connections of this node's pods, until it is dropped.
+#[derive(Debug)]
+pub struct Flows {
+    events: Sender<Event>,
+    thread: Option<JoinHandle<()>>,
+    verdicts: Verdicts,
+    /// A socket of its own for who asks, so that nobody's question holds up a look.
+    asked: Mutex<(Conntrack, Netlink)>,
+    revoked: u32,
+    stats: Arc<FlowStats>,
+}
+
+/// What the thread hears of.
+#[derive(Debug)]
+enum Event {
+    /// Something is in force now.
+    Commit(Commit),
+    /// No packet is under way any more that was judged before these were looked at.
+    Through(Concern),
+    /// Nobody needs it any more.
+    Stop,
+}
+
+impl Flows {
+    /// Looks at all entries once, and from then on at those that a commit of this data plane is about. To be called in the
+    /// network namespace of the data plane. Returns when the first look is over.
+    pub fn start(dataplane: &Dataplane, layout: &LayoutConfig) -> Result<Self, FlowsError> {
+        let stats = Arc::new(FlowStats::default());
+        let verdicts = dataplane.verdicts();
+        let mut looker = Looker::open(verdicts.clone(), layout.revoked_mark, stats.clone())?;
+        let asked = Mutex::new((Conntrack::open()?, Netlink::open()?));
+        let (events, receiver) = channel();
+        let tell = events.clone();
+        let grace = Grace::start(move |concern| tell.send(Event::Through(concern)).is_ok())?;
+        let tell = events.clone();
+        // Whoever waits for a commit that nobody hears of is told by its being dropped.
+        dataplane.listen(move |commit| drop(tell.send(Event::Commit(commit))));
+        // The tables may have come into force a moment ago.
+        grace::wait();
+        looker.look(&Concern::all())?;
+        let thread = std::thread::Builder::new()
+            .name("flows".to_owned())
+            .spawn(move || run(looker, &receiver, &grace))?;
+        Ok(Self { events, thread: Some(thread), verdicts, asked, revoked: layout.revoked_mark, stats })
+    }
+
+    /// Deletes the connections of addresses that nobody has just now, so that the next who gets one gets no connection with
+    /// it. Waits until that is done. To be called after the last owner's interface is gone and before the next one's comes up.
+    pub async fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let (done, waiting) = oneshot::channel();
+        let commit = Commit { concern: Concern::moved(addresses), waiting: vec![done] };
+        if self.events.send(Event::Commit(commit)).is_ok() {
+            // A thread that has ended looks after nothing any more; that is said where it ended.
+            let _ = waiting.await;
+        }
+    }
+
+    /// Hands over every connection that an address of a pod of this node has, as it stands. Reads the kernel's table, which
+    /// may be long: not to be called on an asynchronous thread.
+    pub fn live(&self, each: impl FnMut(LiveFlow)) -> Result<(), FlowsError> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let (conntrack, node) = &mut *asked;
+        let own = own_addresses(node)?;
+        live::list(conntrack, &self.verdicts, &own, self.revoked, each)
+    }
+
+    /// What has been done so far.
+    pub fn stats(&self) -> &Arc<FlowStats> {
+        &self.stats
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        if self.events.send(Event::Stop).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The addresses of the node itself. A node and its own pods always reach each other, past `forward`.
+fn own_addresses(node: &mut Netlink) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    Ok(node.addresses()?.into_iter().map(|(_, address)| address).collect())
+}
+
+/// Looks, until told to stop. What is heard of during one look goes into the next.
+fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace) {
+    let mut concern = Concern::default();
+    let mut waiting = Vec::new();
+    let mut retry: Option<Instant> = None;
+    loop {
+        let first = match retry {
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        let mut next = match first {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        while let Some(event) = next {
+            match event {
+                Event::Commit(commit) => {
+                    if !commit.concern.is_empty() {
+                        grace.ask(commit.concern.clone());
+                    }
+                    concern.merge(commit.concern);
+                    waiting.extend(commit.waiting);
+                }
+                Event::Through(seen) => concern.merge(seen.settled()),
+                Event::Stop => return,
+            }
+            next = events.try_recv().ok();
+        }
+        retry = None;
+        if !concern.is_empty()
+            && let Err(e) = looker.look(&concern)
+        {
+            error!(
+                "connections may go on that policy denies, trying again in {RETRY:?}: {:#}",
+                anyhow::Error::new(e)
+            );
+            FlowStats::count(&looker.stats.failures, 1);
+            retry = Some(Instant::now() + RETRY);
+            continue;
+        }
+        concern = Concern::default();
+        for done in waiting.drain(..) {
+            // Who no longer waits does not want to know.
+            let _ = done.send(());
+        }
+        debug!("connections follow what is in force");
+    }
+}

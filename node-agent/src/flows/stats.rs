@@ -1,0 +1,62 @@
+//! Numbers about looks, for whoever renders them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What has been done since the start. Shared; every number may be read at any time.
+#[derive(Debug, Default)]
+pub struct FlowStats {
+    pub(super) looks: AtomicU64,
+    pub(super) failures: AtomicU64,
+    pub(super) seen: AtomicU64,
+    pub(super) cut: AtomicU64,
+    pub(super) resumed: AtomicU64,
+    pub(super) forgotten: AtomicU64,
+    pub(super) last_look_ns: AtomicU64,
+}
+
+impl FlowStats {
+    /// Looks at connection tracking entries: one at the start, and two for each commit, fewer where they were merged.
+    pub fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
+    }
+
+    /// Looks that failed, and were tried again.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Entries that were read.
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were revoked.
+    pub fn cut(&self) -> u64 {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Connections that had been revoked and may go on again.
+    pub fn resumed(&self) -> u64 {
+        self.resumed.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were deleted because an address of theirs has moved.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Relaxed)
+    }
+
+    /// How long the last look took.
+    pub fn last_look(&self) -> Duration {
+        Duration::from_nanos(self.last_look_ns.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn count(counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(super) fn looked(&self, took: Duration) {
+        Self::count(&self.looks, 1);
+        self.last_look_ns.store(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
