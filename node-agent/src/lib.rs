@@ -6,7 +6,7 @@
 //!   moat-cni ─cni_server─▶ ADD ──┘    (pure)              └─ podnet: veths, addresses, routes
 //! ```
 //!
-//! [`run`] ties it together; [`check`] is a party of its own that reads the kernel's tables through `nft` and compares
+//! [`run`] ties it together; [`guard`] is a process of its own that keeps the tables' owner alive; [`check`] is a party of its own that reads the kernel's tables through `nft` and compares
 //! what they do with what the engine says.
 
 pub mod check;
@@ -14,6 +14,7 @@ pub mod cni_server;
 pub mod dataplane;
 pub mod desired;
 pub mod flows;
+pub mod guard;
 pub mod http;
 pub mod metrics;
 pub mod podnet;

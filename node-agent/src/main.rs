@@ -1,13 +1,14 @@
 //! The node agent's command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use moat_agent::check::{self, CheckArgs};
+use moat_agent::guard;
 use moat_agent::run::{self, Options};
 use moat_agent::source::Folders;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +34,22 @@ enum Command {
     /// Walks the table for every pod of this node, both directions, a sample of peers and every port at an edge.
     /// Exit status: 0 no difference, 1 differences, 2 could not compare.
     Check(CheckArgs),
+    /// Keep the owner of moat's tables alive while no agent runs, so that nobody else can change them
+    ///
+    /// An agent starts one in its --run-dir where there is none. It needs to be started by hand only where what the agent
+    /// starts would end with it, as in a container: then in a container of its own that shares the folder.
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+#[derive(Args)]
+struct GuardArgs {
+    /// Folder of the socket that agents find it by (guard.sock)
+    #[arg(long, value_name = "DIR", default_value = "/run/moat")]
+    run_dir: PathBuf,
+    /// End the guard of that folder. Tables whose agent has ended can then be changed by everybody
+    #[arg(long)]
+    stop: bool,
 }
 
 #[derive(Args)]
@@ -81,6 +98,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run_agent(args),
         Command::Check(args) => return check::run(&args),
+        Command::Guard(args) if args.stop => stop_guard(&args.run_dir),
+        Command::Guard(args) => guard::run(&args.run_dir).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +108,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn stop_guard(run_dir: &Path) -> anyhow::Result<()> {
+    if !guard::stop(run_dir)? {
+        println!("no guard listens in {}", run_dir.display());
+    }
+    Ok(())
 }
 
 fn run_agent(args: RunArgs) -> anyhow::Result<()> {

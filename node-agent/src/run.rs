@@ -17,6 +17,7 @@ use crate::cni_server::CniServer;
 use crate::dataplane::{self, Cut, Dataplane, LayoutConfig, Ticket, Update};
 use crate::desired::Desired;
 use crate::flows::Flows;
+use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::podnet::{PodNet, PodNetConfig};
@@ -162,7 +163,9 @@ async fn start(
             layout.v6 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
         }
     }
-    let config = dataplane::Config { layout: layout.clone(), owner: options.owner };
+    // This program as it runs, whatever its file is by now.
+    let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
+    let config = dataplane::Config { layout: layout.clone(), owner: options.owner, guard: Some(guard) };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;

@@ -1,8 +1,11 @@
 //! What goes wrong between us and the kernel.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use moat_nfnetlink::nft::TableId;
+
+use crate::guard::GuardError;
 
 /// Why the kernel does not hold what it was to hold. What it held before it goes on enforcing.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -13,14 +16,28 @@ pub enum Error {
     Kernel(Arc<moat_nfnetlink::Error>),
     /// A table of ours belongs to another process.
     #[error(
-        "the table {table} belongs to another process (netlink port {owner}): \
-         is another moat-agent running in this network namespace? Stop it first"
+        "the table {table} belongs to another process (netlink port {owner}): is another moat-agent running in this \
+         network namespace, or does a guard of another --run-dir keep its tables? Stop the one, or end the other \
+         (moat-agent guard --stop --run-dir DIR)"
     )]
     Owned {
         /// The table.
         table: TableId,
         /// The netlink port of its owner, mostly the process's id.
         owner: u32,
+    },
+    /// The guard does not give what it keeps.
+    #[error(transparent)]
+    Guard(Arc<GuardError>),
+    /// What the guard keeps is of another network namespace.
+    #[error(
+        "the guard in {} keeps the tables of another network namespace: give this agent another --run-dir, or end that \
+         guard (moat-agent guard --stop --run-dir {})",
+        run_dir.display(), run_dir.display()
+    )]
+    GuardElsewhere {
+        /// The run folder.
+        run_dir: PathBuf,
     },
     /// The kernel refused a change; the pods that it is about are closed until they change again.
     #[error("the kernel refused a change; the pods that it is about are closed until they change again")]

@@ -1,6 +1,9 @@
 //! The edge to the kernel: sends plans, lists our tables, finds out what the kernel can do.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use moat_nfnetlink::EncodeError;
 use moat_nfnetlink::nft::{self, Batch, Family, Socket, TableId, UserData, table_flags, userdata};
@@ -11,12 +14,17 @@ use super::error::Error;
 use super::layout::{Table, VERSION};
 use super::op::{Op, Plan};
 use super::state::Content;
+use super::stats::Stats;
+use crate::guard::{Keeper, Launch};
 
 /// The kind of the user data of a table that holds the layout's version. `nft` itself uses the kind 0.
 const USERDATA_VERSION: u8 = 0x6d;
 
 /// How often a listing that somebody else's commit came into is made again.
 const LISTINGS: usize = 20;
+
+/// How long a start waits for the agent before it to go.
+pub(crate) const PREDECESSOR: Duration = Duration::from_secs(2);
 
 /// Our tables in the kernel.
 #[derive(Debug)]
@@ -26,6 +34,8 @@ pub(crate) struct Kernel {
     flags: u32,
     /// Listings since the start.
     pub(crate) listings: u64,
+    /// Who sees to it that the socket outlives us. Behind the socket: the lease ends when we have done with it.
+    _keeper: Option<Keeper>,
 }
 
 /// What a listing of our tables says about them as a whole.
@@ -39,12 +49,17 @@ enum Standing {
 }
 
 impl Kernel {
-    /// Opens a socket in the network namespace of the calling thread, and finds out whether tables can have an owner.
-    pub(crate) fn open(want_owner: bool) -> Result<Self, Error> {
+    /// Opens a socket in the network namespace of the calling thread, and finds out whether tables can have an owner. If so,
+    /// and there is to be a guard, goes on with the socket that it keeps, or has it keep this one.
+    pub(crate) fn open(want_owner: bool, guard: Option<Launch>, stats: &Arc<Stats>) -> Result<Self, Error> {
         let mut socket = Socket::open()?;
         let owned = want_owner && can_own(&mut socket)?;
         let flags = if owned { table_flags::OWNER | table_flags::PERSIST } else { 0 };
-        Ok(Self { socket, flags, listings: 0 })
+        let keeper = match guard.filter(|_| owned) {
+            Some(launch) => Some(guarded(launch, &mut socket, stats.clone())?),
+            None => None,
+        };
+        Ok(Self { socket, flags, listings: 0, _keeper: keeper })
     }
 
     /// Whether nobody else can change our tables.
@@ -186,6 +201,30 @@ impl Kernel {
         self.socket.send(&batch, guard)?;
         Ok(())
     }
+}
+
+/// Puts what the guard keeps in the socket's place, if it keeps anything, and has it keep the socket from now on.
+fn guarded(launch: Launch, socket: &mut Socket, stats: Arc<Stats>) -> Result<Keeper, Error> {
+    let begin = Instant::now();
+    let mut taken = loop {
+        match launch.take() {
+            // A predecessor that was told to end may not be quite gone.
+            Err(e) if e.is_busy() && begin.elapsed() < PREDECESSOR => std::thread::sleep(PREDECESSOR / 100),
+            Err(e) if e.is_busy() => return Err(Error::Guard(Arc::new(e))),
+            other => break other,
+        }
+    };
+    if let Some(descriptor) = taken.as_mut().ok().and_then(|taken| taken.descriptor.take()) {
+        *socket = Socket::take_over(descriptor).map_err(|e| match e {
+            moat_nfnetlink::Error::OtherNetwork => Error::GuardElsewhere { run_dir: launch.run_dir.clone() },
+            other => other.into(),
+        })?;
+        info!("going on with the socket that the guard kept");
+    }
+    let thread_failed = |e| Error::Thread(Arc::new(e));
+    let kept = socket.as_fd().try_clone_to_owned().map_err(thread_failed)?;
+    let tell = move |kept: bool| Stats::set(&stats.guard, kept.into());
+    Keeper::start(launch, taken, kept, tell).map_err(thread_failed)
 }
 
 /// Whether this kernel lets a table have an owner and outlive it. Tried on a table of another name.

@@ -45,6 +45,7 @@ pub use stats::Stats;
 pub use update::Update;
 pub use writer::Commit;
 
+use crate::guard::Launch;
 use kernel::Kernel;
 use state::State;
 use writer::{Listener, Order, Waiter, Writer};
@@ -57,11 +58,13 @@ pub struct Config {
     /// Whether the tables are to be guarded by the kernel, where it can: then nobody else can change them. Else, and
     /// where the kernel cannot, they are watched, and what somebody changes is restored.
     pub owner: bool,
+    /// Who keeps them guarded while this process does not live. None: nobody, the guard ends with the process.
+    pub guard: Option<Launch>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { layout: LayoutConfig::default(), owner: true }
+        Self { layout: LayoutConfig::default(), owner: true, guard: None }
     }
 }
 
@@ -97,7 +100,7 @@ impl Dataplane {
     /// in one transaction: no packet is judged by half of it. Then starts the thread that writes updates.
     pub fn start(config: Config, initial: &Update) -> Result<Self, Error> {
         let stats = Arc::new(Stats::default());
-        let kernel = Kernel::open(config.owner)?;
+        let kernel = Kernel::open(config.owner, config.guard, &stats)?;
         let state = Arc::new(RwLock::new(State::new(config.layout)));
         let listener = Arc::new(Listener::default());
         let writer = Writer::start(state.clone(), listener.clone(), kernel, initial, stats.clone())?;

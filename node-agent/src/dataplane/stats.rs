@@ -45,6 +45,8 @@ counters! {
     pods,
     /// 1 while our tables have us as their owner.
     owner,
+    /// 1 while a guard keeps the owner of our tables, so that they have one also when we do not live.
+    guard,
     /// 1 while the kernel does not hold what it is to hold; retried every second.
     behind,
 }

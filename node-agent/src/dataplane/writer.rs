@@ -13,7 +13,7 @@ use tracing::{debug, error, warn};
 
 use super::concern::Concern;
 use super::error::Error;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, PREDECESSOR};
 use super::layout::Table;
 use super::state::State;
 use super::stats::Stats;
@@ -25,9 +25,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long our tables are left alone after somebody else changed them, so that a commit of many
 /// messages is over and somebody who does it all the time costs little.
 const RESTORE_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long a start waits for the tables' owner to go.
-const PREDECESSOR: Duration = Duration::from_secs(2);
 
 /// An update, and who waits for it.
 #[derive(Debug)]
