@@ -309,7 +309,9 @@ mod tests {
 
     fn ask(socket: &Path, command: Command) -> tokio::task::JoinHandle<Result<Outcome, CniError>> {
         let socket = socket.to_owned();
-        tokio::task::spawn_blocking(move || moat_cni::client::call(&socket, command, Duration::from_secs(20)))
+        tokio::task::spawn_blocking(move || {
+            moat_cni::client::call(&socket, command, Duration::from_secs(20)).map_err(CniError::from)
+        })
     }
 
     fn raw(socket: &Path, bytes: &'static [u8]) -> tokio::task::JoinHandle<String> {
