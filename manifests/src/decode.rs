@@ -1,9 +1,10 @@
 //! From documents to objects: lists opened, kinds told apart, twins found.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
-use moat_policies::{NamespacedName, Object};
+use moat_policies::{Key, NamespacedName, Object};
 
 use crate::Manifests;
 use crate::cluster::{namespace, node};
@@ -16,7 +17,7 @@ use crate::policy::network_policy;
 use crate::stack::on_a_deep_stack;
 use crate::text::{Document, documents};
 use crate::tree::{Node, Value};
-use crate::workload::{Owner, Template, expand, workload};
+use crate::workload::{Owner, Template, WorkloadKind, expand, workload};
 
 /// How deep a List may hold Lists.
 const DEEPEST_LIST: usize = 8;
@@ -29,31 +30,53 @@ pub fn decode<'s>(files: impl IntoIterator<Item = (&'s str, &'s [u8])>) -> Resul
     on_a_deep_stack(|| {
         let mut decoder = Decoder::default();
         for (file, bytes) in files {
-            for document in documents(&Arc::from(file), bytes) {
-                match document {
-                    Ok(document) => decoder.document(document),
-                    Err(error) => decoder.errors.push(error),
-                }
-            }
+            decoder.file(&Arc::from(file), bytes);
         }
         decoder.finish()
     })
 }
 
+/// What one object, or several with the same name, is told apart by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Identity {
+    Object(Key),
+    Workload(WorkloadKind, NamespacedName),
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::Object(key) => key.fmt(f),
+            Identity::Workload(kind, name) => write!(f, "{kind} {name}"),
+        }
+    }
+}
+
+/// What the files that were decoded so far hold.
 #[derive(Default)]
-struct Decoder {
-    objects: Vec<Object>,
-    templates: Vec<(Template, Place)>,
+pub(crate) struct Decoder {
+    pub objects: Vec<Object>,
+    pub templates: Vec<(Template, Place)>,
     /// The pods that a workload controls.
-    owned: BTreeMap<Owner, Vec<NamespacedName>>,
-    /// Every object that was read, by kind and name.
-    seen: HashMap<String, Place>,
+    pub owned: BTreeMap<Owner, Vec<NamespacedName>>,
+    /// Every object that was read.
+    pub seen: HashMap<Identity, Place>,
     skipped: BTreeMap<String, usize>,
-    errors: Vec<Error>,
-    warnings: Vec<Warning>,
+    pub errors: Vec<Error>,
+    pub warnings: Vec<Warning>,
 }
 
 impl Decoder {
+    /// Decodes one more file. Needs a deep stack.
+    pub(crate) fn file(&mut self, file: &Arc<str>, bytes: &[u8]) {
+        for document in documents(file, bytes) {
+            match document {
+                Ok(document) => self.document(document),
+                Err(error) => self.errors.push(error),
+            }
+        }
+    }
+
     fn document(&mut self, document: Document) {
         let Document { place, root } = document;
         self.context(&place, false).refuse_duplicate_keys(&root, &Path::ROOT);
@@ -148,7 +171,7 @@ impl Decoder {
             }),
             Use::Workload(kind) => {
                 if let Some(template) = workload(&mut c, root, kind)
-                    && self.is_new(format!("{kind} {}", template.meta.namespaced_name()), place)
+                    && self.is_new(template.identity(), place)
                 {
                     self.templates.push((template, place.clone()));
                 }
@@ -156,7 +179,7 @@ impl Decoder {
             }
         };
         if let Some(object) = object
-            && self.is_new(object.key().to_string(), place)
+            && self.is_new(Identity::Object(object.key()), place)
         {
             self.objects.push(object);
         }
@@ -170,7 +193,7 @@ impl Decoder {
     }
 
     /// Whether no document before has described this object; else says so.
-    fn is_new(&mut self, object: String, place: &Place) -> bool {
+    fn is_new(&mut self, object: Identity, place: &Place) -> bool {
         match self.seen.get(&object) {
             None => {
                 self.seen.insert(object, place.clone());
@@ -178,7 +201,7 @@ impl Decoder {
             }
             Some(first) => {
                 let (place, first) = (place.clone(), first.clone());
-                self.errors.push(Error::Twice { place, object, first });
+                self.errors.push(Error::Twice { place, object: object.to_string(), first });
                 false
             }
         }
@@ -192,10 +215,10 @@ impl Decoder {
             .collect();
         let (templates, places): (Vec<Template>, Vec<Place>) =
             std::mem::take(&mut self.templates).into_iter().unzip();
-        let expansion = expand(&templates, &nodes, &self.owned);
+        let expansion = expand(&templates.iter().collect::<Vec<_>>(), &nodes, &self.owned);
         for (template, pod) in expansion.pods {
             let object = Object::Pod(pod);
-            if self.is_new(object.key().to_string(), &places[template]) {
+            if self.is_new(Identity::Object(object.key()), &places[template]) {
                 self.objects.push(object);
             }
         }

@@ -19,10 +19,14 @@
 //!   them would be wrong. The same object twice is an error that names both places.
 //! - A file may be 64 MiB long, a document 100 levels deep and hold 5 million values.
 //!
-//! What it does not do: watch files, or keep objects. [`decode()`] is pure; [`read`] is all the input there is.
+//! [`decode()`] takes all files at once; a [`Collection`] takes them one by one and tells what each changes.
+//!
+//! What it does not do: watch files, or keep objects. Decoding is pure; [`read`], [`walk`] and [`read_file`] are all the
+//! input there is.
 
 mod cidr;
 mod cluster;
+mod collection;
 mod decode;
 mod error;
 mod fields;
@@ -44,10 +48,11 @@ use std::path::PathBuf;
 
 use moat_policies::{NamespacedName, Object, Objects};
 
+pub use collection::{Changes, Collection};
 pub use decode::decode;
 pub use error::{Error, Errors, Place, Warning};
 pub use fingerprint::fingerprint;
-pub use source::{Source, read};
+pub use source::{Part, Position, Source, Walk, is_hidden, is_manifest, read, read_file, walk};
 pub use status::{PodStatus, decode_pod_status, load_pod_status};
 pub use workload::{Workload, WorkloadKind};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use moat_policies::{NamespacedName, Object, Pod};
 
-use crate::error::Errors;
+use crate::error::{Error, Errors};
 use crate::fields::{Context, Path, shared};
 use crate::meta::{Naming, metadata};
 use crate::names::dns_subdomain;
@@ -43,25 +43,31 @@ pub fn decode_pod_status<'s>(
 ) -> Result<Vec<PodStatus>, Errors> {
     let files: Vec<(&str, &[u8])> = files.into_iter().collect();
     on_a_deep_stack(|| {
-        let (mut found, mut errors, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut found, mut errors) = (Vec::new(), Vec::new());
         for (file, bytes) in files {
-            for document in documents(&Arc::from(file), bytes) {
-                match document {
-                    Ok(Document { place, root }) => {
-                        let mut c = Context {
-                            place: &place,
-                            errors: &mut errors,
-                            warnings: &mut warnings,
-                            strict: false,
-                        };
-                        found.extend(pod_status(&mut c, &root));
-                    }
-                    Err(error) => errors.push(error),
-                }
-            }
+            decode_states(&Arc::from(file), bytes, &mut found, &mut errors);
         }
         Errors::or(errors, found)
     })
+}
+
+/// Decodes one file of pods' states. Needs a deep stack.
+pub(crate) fn decode_states(
+    file: &Arc<str>,
+    bytes: &[u8],
+    found: &mut Vec<PodStatus>,
+    errors: &mut Vec<Error>,
+) {
+    let mut warnings = Vec::new();
+    for document in documents(file, bytes) {
+        match document {
+            Ok(Document { place, root }) => {
+                let mut c = Context { place: &place, errors, warnings: &mut warnings, strict: false };
+                found.extend(pod_status(&mut c, &root));
+            }
+            Err(error) => errors.push(error),
+        }
+    }
 }
 
 fn pod_status(c: &mut Context<'_>, root: &Node) -> Option<PodStatus> {

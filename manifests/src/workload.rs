@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use moat_policies::{Labels, NamespacedName, Pod};
 
+use crate::decode::Identity;
 use crate::fields::{Context, Path, shared};
 use crate::meta::{Meta, Naming, metadata, selector, template_labels};
 use crate::names::{dns_label, dns_subdomain};
@@ -214,12 +215,12 @@ pub(crate) struct Expansion {
 /// a workload that has some stands for those, as in a dump of a cluster. A ReplicaSet or Job that another workload
 /// of the input controls stands for nothing by itself.
 pub(crate) fn expand(
-    templates: &[Template],
+    templates: &[&Template],
     nodes: &BTreeSet<Arc<str>>,
     owned: &BTreeMap<Owner, Vec<NamespacedName>>,
 ) -> Expansion {
     let owner = |t: &Template| -> Owner { (shared(t.kind.as_str()), t.meta.namespaced_name()) };
-    let known: BTreeSet<Owner> = templates.iter().map(owner).collect();
+    let known: BTreeSet<Owner> = templates.iter().copied().map(owner).collect();
     let controller = |t: &Template| -> Option<Owner> {
         let (kind, name) = t.meta.controller.clone()?;
         let owner = (kind, NamespacedName::new(t.meta.namespace.clone(), name));
@@ -227,13 +228,13 @@ pub(crate) fn expand(
     };
     // What a controlled workload owns, its controller owns.
     let mut all_owned = owned.clone();
-    for template in templates {
+    for &template in templates {
         if let (Some(above), Some(pods)) = (controller(template), owned.get(&owner(template))) {
             all_owned.entry(above).or_default().extend(pods.iter().cloned());
         }
     }
     let mut expansion = Expansion { workloads: Vec::new(), pods: Vec::new() };
-    for (index, template) in templates.iter().enumerate() {
+    for (index, &template) in templates.iter().enumerate() {
         let mut pods = all_owned.get(&owner(template)).cloned().unwrap_or_default();
         pods.sort();
         if pods.is_empty() && controller(template).is_none() {
@@ -252,6 +253,10 @@ pub(crate) fn expand(
 }
 
 impl Template {
+    pub(crate) fn identity(&self) -> Identity {
+        Identity::Workload(self.kind, self.meta.namespaced_name())
+    }
+
     fn pods(&self, nodes: &BTreeSet<Arc<str>>) -> Vec<Pod> {
         let pod = |index: usize| {
             let name = format!("{}-{index}", self.meta.name);
