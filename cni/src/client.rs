@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::error::{CniError, code};
 use crate::failpoint;
-use crate::protocol::{self, Command, MAX_LINE, Outcome, Request, VERSION};
+use crate::protocol::{self, Command, MAX_LINE, Outcome, Request};
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl From<Unanswered> for CniError {
 /// An agent that cannot be reached, or that does not answer in time, is a passing condition
 /// ([`code::TRY_AGAIN`]): it starts again, and the runtime should then ask again.
 pub fn call(socket: &Path, command: Command, patience: Duration) -> Result<Outcome, Unanswered> {
-    let line = protocol::encode(&Request { version: VERSION, command });
+    let line = protocol::encode(&Request { version: command.since(), command });
     if line.len() > MAX_LINE {
         return Err(Unanswered::Failed(CniError::new(
             code::INVALID_CONFIG,
@@ -101,7 +101,7 @@ fn exchange(socket: &Path, line: &[u8], patience: Duration) -> io::Result<Vec<u8
     }
 }
 
-fn unreachable(socket: &Path, error: &io::Error) -> CniError {
+pub(crate) fn unreachable(socket: &Path, error: &io::Error) -> CniError {
     CniError::new(
         code::TRY_AGAIN,
         format!("moat's agent cannot be reached at {}", socket.display()),

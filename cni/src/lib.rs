@@ -27,4 +27,5 @@ pub mod plugin;
 pub mod protocol;
 pub mod removal;
 pub mod result;
+pub mod stream;
 pub mod version;

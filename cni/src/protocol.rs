@@ -7,7 +7,14 @@
 //! ```
 //!
 //! Both are files on one machine and can be replaced at different moments; so every line carries the
-//! protocol's version, and a line of another version is refused with words that say which side is the older.
+//! protocol's version. A request has the version in which its command was new ([`Command::since`]), so that a newer plugin
+//! goes on with an older agent as long as that can do what it is asked for; the answer has the request's. A line of a version
+//! that is not known is refused with words that say which side is the older.
+//!
+//! | version | what was new |
+//! |---|---|
+//! | 1 | ADD, DEL, CHECK, GC, STATUS |
+//! | 2 | streams: `drops`, `flows` ([`stream`](crate::stream)) |
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,8 +23,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CniError, code};
 
-/// The version of the protocol that this build speaks.
-pub const VERSION: u32 = 1;
+/// The newest version of the protocol that this build speaks.
+pub const VERSION: u32 = 2;
+
+/// The oldest one.
+pub const OLDEST: u32 = 1;
 
 /// The longest line, newline included, in bytes. GC's list of attachments is the largest thing that is said.
 pub const MAX_LINE: usize = 1 << 20;
@@ -26,13 +36,13 @@ pub const MAX_LINE: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// [`VERSION`].
+    /// That of the command, see [`Command::since`].
     pub version: u32,
     /// What it asks for.
     pub command: Command,
 }
 
-/// The CNI commands that need the agent.
+/// The CNI commands that need the agent, and what people ask it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Command {
@@ -46,6 +56,20 @@ pub enum Command {
     Gc(Gc),
     /// STATUS.
     Status(Status),
+    /// The drop log.
+    Drops(Drops),
+    /// The live flows of the node's pods.
+    Flows(Flows),
+}
+
+impl Command {
+    /// The version of the protocol in which it was new.
+    pub fn since(&self) -> u32 {
+        match self {
+            Command::Add(_) | Command::Del(_) | Command::Check(_) | Command::Gc(_) | Command::Status(_) => 1,
+            Command::Drops(_) | Command::Flows(_) => 2,
+        }
+    }
 }
 
 /// Give a pod an interface.
@@ -127,11 +151,24 @@ pub struct Status {
     pub network: String,
 }
 
+/// Ask for the packets that were dropped lately.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drops {
+    /// And for those that are dropped from now on, until somebody closes the connection.
+    pub follow: bool,
+}
+
+/// Ask for the connections that exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flows {}
+
 /// What the agent answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Response {
-    /// [`VERSION`].
+    /// The request's.
     pub version: u32,
     /// What came of the request.
     pub outcome: Outcome,
@@ -145,6 +182,8 @@ pub enum Outcome {
     Attached(Attached),
     /// Any other command: done, or all is well.
     Done,
+    /// Events follow, each on a line of its own ([`Event`](crate::stream::Event)).
+    Stream,
     /// It did not work.
     Refused(CniError),
 }
@@ -193,7 +232,7 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// The request in a line that the agent received, or what to answer instead.
 pub fn decode_request(line: &[u8]) -> Result<Request, CniError> {
     match version_of(line)? {
-        VERSION => serde_json::from_slice(line).map_err(|error| undecodable("request", &error)),
+        OLDEST..=VERSION => serde_json::from_slice(line).map_err(|error| undecodable("request", &error)),
         other => Err(mismatch("plugin", other, "agent", VERSION)),
     }
 }
@@ -201,7 +240,7 @@ pub fn decode_request(line: &[u8]) -> Result<Request, CniError> {
 /// What the agent said in a line that the plugin received.
 pub fn decode_response(line: &[u8]) -> Result<Outcome, CniError> {
     match version_of(line)? {
-        VERSION => match serde_json::from_slice(line) {
+        OLDEST..=VERSION => match serde_json::from_slice(line) {
             Ok(Response { outcome, .. }) => Ok(outcome),
             Err(error) => Err(undecodable("response", &error)),
         },
@@ -263,9 +302,22 @@ mod tests {
     }
 
     #[test]
+    fn plugins_and_agents_of_the_first_version_go_on() {
+        let line = br#"{"version":1,"command":{"status":{"network":"moat"}}}"#;
+        let request = decode_request(line).unwrap();
+        assert_eq!((request.version, request.command.since()), (1, 1));
+        assert_eq!(
+            encode(&Request { version: request.command.since(), ..request }),
+            [&line[..], b"\n"].concat()
+        );
+        assert_eq!(decode_response(br#"{"version":1,"outcome":"done"}"#).unwrap(), Outcome::Done);
+        assert_eq!(Command::Flows(Flows {}).since(), 2);
+    }
+
+    #[test]
     fn a_request_survives_the_line() {
         let request = Request {
-            version: VERSION,
+            version: OLDEST,
             command: Command::Gc(Gc {
                 network: "moat".into(),
                 valid: vec![ValidAttachment { container_id: "c".into(), ifname: "eth0".into() }],

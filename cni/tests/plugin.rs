@@ -258,7 +258,7 @@ fn an_agent_of_another_release_is_named_as_such() {
     let agent = listen(&socket, 1, "{\"version\":2,\"outcome\":{\"something\":{}}}\n");
     let error = pod("ADD", &config("1.1.0", &socket).to_string()).fails_with(100);
     assert!(error["details"].as_str().unwrap().contains("the plugin is the older"), "{error}");
-    assert_eq!(agent.join().unwrap()[0]["version"], protocol::VERSION);
+    assert_eq!(agent.join().unwrap()[0]["version"], protocol::OLDEST, "an older agent understands it");
 }
 
 #[test]

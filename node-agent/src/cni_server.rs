@@ -1,6 +1,8 @@
 //! The CNI server: takes the plugin's requests from a Unix socket and hands them to a [`Handler`].
 //!
-//! One request a connection ([`moat_cni::protocol`]). A request that was read is carried out to its end, whether
+//! One request a connection ([`moat_cni::protocol`]). People ask over the same socket for streams of events, which wait for
+//! nothing and hold nothing up.
+//! A request that was read is carried out to its end, whether
 //! or not the plugin still waits: half an attachment is nothing that anybody could want. Requests about
 //! one attachment are carried out one after the other, so a DEL that follows an ADD which its runtime gave up
 //! on finds what that ADD made. GC has the node for itself.
@@ -16,20 +18,27 @@ use std::time::Duration;
 
 use moat_cni::error::{CniError, code};
 use moat_cni::protocol::{
-    self, Add, Attached, Check, Command, Del, Gc, MAX_LINE, Outcome, Response, Status, VERSION,
+    self, Add, Attached, Check, Command, Del, Gc, MAX_LINE, OLDEST, Outcome, Request, Response, Status,
 };
+use moat_cni::stream::Event;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use crate::streams::Stream;
 
 /// How long a plugin may take to send its line, and to take the answer. It does both at once, so this is for broken ones.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many connections are served at once; more wait in the socket's queue.
 const CONNECTIONS: usize = 256;
+
+/// How many streams there may be at once, apart from these.
+const STREAMS: usize = 16;
 
 /// Who carries the requests out.
 ///
@@ -46,6 +55,14 @@ pub trait Handler: Send + Sync + 'static {
     fn gc(&self, request: Gc) -> impl Future<Output = Result<(), CniError>> + Send;
     /// Could [`Handler::add`] be served now?
     fn status(&self, request: Status) -> impl Future<Output = Result<(), CniError>> + Send;
+    /// What was dropped lately, and what is dropped from now on. Nothing, where there is no drop log.
+    fn drops(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        (Vec::new(), broadcast::Sender::new(1).subscribe())
+    }
+    /// The live flows. None, where nobody looks after them.
+    fn flows(self: &Arc<Self>) -> mpsc::Receiver<Event> {
+        mpsc::channel(1).1
+    }
 }
 
 /// Why the server cannot listen.
@@ -96,7 +113,10 @@ impl CniServer {
 
     /// Serves requests with `handler` until `shutdown` resolves; then finishes those that were read and returns.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: impl Future<Output = ()>) {
-        let state = Arc::new(State { handler, locks: Locks::default(), gc: RwLock::new(()) });
+        let stop = CancellationToken::new();
+        let streams = Arc::new(Semaphore::new(STREAMS));
+        let gc = RwLock::new(());
+        let state = Arc::new(State { handler, locks: Locks::default(), gc, streams, stop: stop.clone() });
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         tokio::pin!(shutdown);
@@ -111,10 +131,7 @@ impl CniServer {
                 (slot, accepted) = accept => match accepted {
                     Ok((stream, _)) => {
                         let state = Arc::clone(&state);
-                        connections.spawn(async move {
-                            let _slot = slot;
-                            state.connection(stream).await;
-                        });
+                        connections.spawn(async move { state.connection(stream, slot).await });
                     }
                     Err(error) => {
                         // Out of descriptors, as a rule: the next try would fail at once as well.
@@ -127,6 +144,7 @@ impl CniServer {
         // Nobody is served any more: a plugin that comes now must see that at once. A successor may
         // have taken the name over already, and then it is not ours to remove.
         drop(self.listener);
+        stop.cancel();
         if std::os::unix::net::UnixStream::connect(&self.path).is_err() {
             let _ = fs::remove_file(&self.path);
         }
@@ -139,18 +157,32 @@ struct State<H> {
     locks: Locks,
     /// GC holds it for writing: the list of valid attachments knows of none that is made meanwhile.
     gc: RwLock<()>,
+    streams: Arc<Semaphore>,
+    /// Ends the streams.
+    stop: CancellationToken,
 }
 
 impl<H: Handler> State<H> {
-    async fn connection(&self, stream: UnixStream) {
+    async fn connection<S>(&self, stream: UnixStream, slot: S) {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         let mut limited = (&mut stream).take(MAX_LINE as u64);
         let read = limited.read_until(b'\n', &mut line);
+        let mut version = OLDEST;
         let outcome = match time::timeout(PATIENCE, read).await {
             Ok(Ok(0)) => return,
             Ok(Ok(_)) if line.last() == Some(&b'\n') => match protocol::decode_request(&line) {
-                Ok(request) => self.execute(request.command).await,
+                Ok(request) => {
+                    version = request.version;
+                    match self.stream_of(&request) {
+                        None => self.execute(request.command).await,
+                        Some(Ok(place)) => {
+                            drop(slot);
+                            return self.stream(stream.into_inner(), request, place).await;
+                        }
+                        Some(Err(refusal)) => Outcome::Refused(refusal),
+                    }
+                }
                 Err(refusal) => Outcome::Refused(refusal),
             },
             Ok(Ok(_)) if line.len() >= MAX_LINE => Outcome::Refused(CniError::new(
@@ -166,11 +198,37 @@ impl<H: Handler> State<H> {
                 format!("the agent waited {} s for the line's end", PATIENCE.as_secs()),
             )),
         };
-        let answer = protocol::encode(&Response { version: VERSION, outcome });
+        let answer = protocol::encode(&Response { version, outcome });
         match time::timeout(PATIENCE, stream.get_mut().write_all(&answer)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(%error, "a CNI client did not wait for its answer"),
             Err(_) => debug!("a CNI client did not take its answer"),
+        }
+    }
+
+    /// The place of a stream, if a stream is asked for.
+    fn stream_of(&self, request: &Request) -> Option<Result<OwnedSemaphorePermit, CniError>> {
+        if !matches!(request.command, Command::Drops(_) | Command::Flows(_)) {
+            return None;
+        }
+        let taken = |_| {
+            let more = "end one of them (moat drops --follow) and try again";
+            CniError::new(code::TRY_AGAIN, format!("there are {STREAMS} streams already"), more)
+        };
+        Some(Arc::clone(&self.streams).try_acquire_owned().map_err(taken))
+    }
+
+    async fn stream(&self, to: UnixStream, request: Request, _place: OwnedSemaphorePermit) {
+        let stream = Stream::begin(to, request.version);
+        let sent = match request.command {
+            Command::Drops(drops) => {
+                let (there, events) = self.handler.drops();
+                stream.follow(there, drops.follow.then_some(events), &self.stop).await
+            }
+            _ => stream.all(self.handler.flows()).await,
+        };
+        if let Err(error) = sent {
+            debug!(%error, "who looked at a stream has gone");
         }
     }
 
@@ -203,6 +261,8 @@ impl<H: Handler> State<H> {
                 done(self.handler.gc(gc).await)
             }
             Command::Status(status) => done(self.handler.status(status).await),
+            // These are streams, and never come here.
+            Command::Drops(_) | Command::Flows(_) => Outcome::Done,
         }
     }
 }
@@ -235,6 +295,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use moat_cni::protocol::{Drops, Flows};
+    use moat_cni::stream::{Events, StreamError};
     use tokio::sync::{Notify, oneshot};
 
     use super::*;
@@ -245,6 +307,7 @@ mod tests {
         most: AtomicUsize,
         entered: Notify,
         open: Semaphore,
+        events: broadcast::Sender<Event>,
     }
 
     impl Gate {
@@ -275,6 +338,14 @@ mod tests {
         async fn status(&self, _: Status) -> Result<(), CniError> {
             Ok(())
         }
+        fn drops(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+            (vec![Event::Missed(1)], self.events.subscribe())
+        }
+        fn flows(self: &Arc<Self>) -> mpsc::Receiver<Event> {
+            let (sender, receiver) = mpsc::channel(8);
+            (0..8).for_each(|n| sender.try_send(Event::Missed(n)).unwrap());
+            receiver
+        }
     }
 
     struct Running {
@@ -294,6 +365,7 @@ mod tests {
             most: AtomicUsize::new(0),
             entered: Notify::new(),
             open: Semaphore::new(0),
+            events: broadcast::Sender::new(4),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let handler = Arc::clone(&gate);
@@ -375,7 +447,7 @@ mod tests {
         let running = start();
         let mut stream = UnixStream::connect(&running.socket).await.unwrap();
         stream
-            .write_all(&protocol::encode(&protocol::Request { version: VERSION, command: del("gone") }))
+            .write_all(&protocol::encode(&Request { version: OLDEST, command: del("gone") }))
             .await
             .unwrap();
         running.gate.entered.notified().await;
@@ -384,6 +456,54 @@ mod tests {
         running.gate.open.add_permits(1);
         running.server.await.unwrap();
         assert_eq!(running.gate.inside.load(Ordering::SeqCst), 0, "it was carried out to its end");
+    }
+
+    fn look(socket: &Path, command: Command) -> Result<Events, StreamError> {
+        Events::open(socket, command)
+    }
+
+    #[tokio::test]
+    async fn streams_end_with_who_looks_and_with_the_agent_and_hold_nobody_up() {
+        let running = start();
+        let socket = running.socket.clone();
+        let flows = tokio::task::spawn_blocking(move || {
+            look(&socket, Command::Flows(Flows {})).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+        });
+        assert_eq!(flows.await.unwrap(), (0..8).map(Event::Missed).collect::<Vec<_>>());
+
+        let follow = || Command::Drops(Drops { follow: true });
+        let (socket, (told, heard)) = (running.socket.clone(), std::sync::mpsc::channel());
+        let followers = tokio::task::spawn_blocking(move || {
+            let mut all: Vec<Events> = (0..STREAMS).map(|_| look(&socket, follow()).unwrap()).collect();
+            let first: Vec<_> = all.iter_mut().map(|events| events.next().unwrap().unwrap()).collect();
+            assert!(first.iter().all(|event| *event == Event::Missed(1)));
+            let more = look(&socket, follow()).unwrap_err().to_string();
+            assert!(more.contains("16 streams already"), "{more}");
+            // One goes, and there is room for another.
+            drop(all.pop());
+            let mut last = loop {
+                if let Ok(events) = look(&socket, follow()) {
+                    break events;
+                }
+            };
+            assert_eq!(last.next().unwrap().unwrap(), Event::Missed(1));
+            told.send(()).unwrap();
+            assert_eq!(last.next().unwrap().unwrap(), Event::Missed(2), "what came later");
+            told.send(()).unwrap();
+            assert!(last.next().is_none(), "it ends well");
+        });
+        let heard = tokio::task::spawn_blocking(move || {
+            heard.recv().unwrap();
+            heard
+        });
+        let heard = heard.await.unwrap();
+        running.gate.events.send(Event::Missed(2)).unwrap();
+        tokio::task::spawn_blocking(move || heard.recv().unwrap()).await.unwrap();
+        let status = ask(&running.socket, Command::Status(Status { network: "moat".into() }));
+        assert_eq!(status.await.unwrap().unwrap(), Outcome::Done);
+        running.stop.send(()).unwrap();
+        running.server.await.unwrap();
+        followers.await.unwrap();
     }
 
     #[tokio::test]

@@ -3,10 +3,12 @@
 //! The pods of this node have the addresses that the pod network gave them, whatever a manifest says: the agent
 //! knows them before anybody else, and knows at once when they are gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use moat_policies::{Cluster, Key, NamespacedName, Node, Object, Objects, Pod};
+use moat_manifests::{Changes, PodStatus};
+use moat_policies::{Cluster, Evaluator, Key, NamespacedName, Node, Object, Objects, Pod};
 
 use crate::dataplane::{LocalPod, Update};
 use crate::podnet::{Attachment, AttachmentKey};
@@ -15,42 +17,57 @@ use crate::podnet::{Attachment, AttachmentKey};
 pub struct Desired {
     node: Arc<str>,
     cluster: Cluster,
-    /// Pods as they were read.
-    pods: BTreeMap<NamespacedName, Pod>,
+    /// Pods as the manifests have them, where the cluster has them otherwise: with a state, or where they really are.
+    described: BTreeMap<NamespacedName, Pod>,
+    /// What is put over the pods of these names.
+    states: BTreeMap<NamespacedName, PodStatus>,
     /// The interface that each pod of this node has.
     attachments: BTreeMap<NamespacedName, Attachment>,
+    /// Addresses that a pod had at the last update and has not now.
+    moved: BTreeSet<IpAddr>,
 }
 
 impl Desired {
     /// The state of the node with this name, with these attachments and no objects.
     pub fn new(node: Arc<str>, attachments: impl IntoIterator<Item = Attachment>) -> Self {
         let attachments = attachments.into_iter().map(|a| (a.pod(), a)).collect();
-        Self { node, cluster: Cluster::new(), pods: BTreeMap::new(), attachments }
+        Self {
+            node,
+            cluster: Cluster::new(),
+            described: BTreeMap::new(),
+            states: BTreeMap::new(),
+            attachments,
+            moved: BTreeSet::new(),
+        }
     }
 
     /// The first update: the objects of the first reading and all attachments.
-    pub fn start(&mut self, objects: Vec<Object>) -> Update {
+    pub fn start(&mut self, first: Changes) -> Update {
         let pods = self.attachments.values().map(|a| (a.pod(), Some(local_pod(a)))).collect();
-        Update { pods, ..self.read(objects) }
+        Update { pods, ..self.read(first) }
     }
 
-    /// There is a new reading.
-    pub fn read(&mut self, objects: Vec<Object>) -> Update {
-        self.pods = objects
-            .iter()
-            .filter_map(|o| match o {
-                Object::Pod(pod) => Some((pod.name.clone(), pod.clone())),
-                _ => None,
-            })
-            .collect();
-        let objects: Vec<Object> = objects
-            .into_iter()
-            .map(|object| match object {
-                Object::Pod(pod) => Object::Pod(self.located(pod)),
-                other => other,
-            })
-            .collect();
-        self.cluster.reset(objects);
+    /// There is a new reading: this is what became different.
+    pub fn read(&mut self, changes: Changes) -> Update {
+        for key in &changes.delete {
+            match key {
+                Key::Pod(name) => self.put(name, None),
+                other => self.cluster.delete(other),
+            }
+        }
+        for object in changes.apply {
+            match object {
+                Object::Pod(pod) => self.put(&pod.name.clone(), Some(pod)),
+                other => self.cluster.apply(other),
+            }
+        }
+        for (pod, state) in changes.states {
+            match state {
+                Some(state) => drop(self.states.insert(pod.clone(), state)),
+                None => drop(self.states.remove(&pod)),
+            }
+            self.put(&pod, self.description(&pod));
+        }
         self.commit()
     }
 
@@ -58,7 +75,7 @@ impl Desired {
     pub fn attach(&mut self, attachment: &Attachment) -> Update {
         let pod = attachment.pod();
         self.attachments.insert(pod.clone(), attachment.clone());
-        self.relocate(&pod);
+        self.put(&pod, self.description(&pod));
         Update { pods: [(pod, Some(local_pod(attachment)))].into(), ..self.commit() }
     }
 
@@ -67,19 +84,35 @@ impl Desired {
         let Some(pod) = self.attachments.values().find(|a| a.key() == *key).map(Attachment::pod) else {
             return Update::default();
         };
-        self.attachments.remove(&pod);
-        self.relocate(&pod);
+        // Also where no manifest describes the pod any more: the interface had them.
+        self.moved.extend(self.attachments.remove(&pod).iter().flat_map(Attachment::addresses));
+        self.put(&pod, self.description(&pod));
         Update { pods: [(pod, None)].into(), ..self.commit() }
     }
 
     /// Whether some manifest describes this pod, so that policy can say something about it.
     pub fn knows(&self, pod: &NamespacedName) -> bool {
-        self.pods.get(pod).is_some_and(|p| !p.finished)
+        self.objects().pods().contains_key(pod)
     }
 
     /// The objects that policy is compiled from.
     pub fn objects(&self) -> &Objects {
         self.cluster.objects()
+    }
+
+    /// An evaluator for questions about these addresses.
+    pub fn evaluator_of(&self, addresses: &[IpAddr]) -> Evaluator<'_> {
+        self.cluster.evaluator_of(addresses)
+    }
+
+    /// The pod of this node whose host end has this name.
+    pub fn pod_of(&self, host_ifname: &str) -> Option<NamespacedName> {
+        self.attachments.values().find(|a| a.host_ifname == host_ifname).map(Attachment::pod)
+    }
+
+    /// The name of this node.
+    pub fn node_name(&self) -> &Arc<str> {
+        &self.node
     }
 
     /// This node, if a manifest describes it.
@@ -92,17 +125,32 @@ impl Desired {
         self.objects().nodes().values().filter(|n| n.name != self.node).cloned().collect()
     }
 
-    fn relocate(&mut self, name: &NamespacedName) {
-        if let Some(pod) = self.pods.get(name) {
-            let pod = self.located(pod.clone());
-            self.cluster.apply(Object::Pod(pod));
-        } else {
-            self.cluster.delete(&Key::Pod(name.clone()));
+    /// The pod as the manifests have it.
+    fn description(&self, name: &NamespacedName) -> Option<Pod> {
+        self.described.get(name).or_else(|| self.objects().pods().get(name)).cloned()
+    }
+
+    /// The manifests have the pod like this now, or do not have it.
+    fn put(&mut self, name: &NamespacedName, description: Option<Pod>) {
+        let now = description.clone().map(|pod| self.located(pod));
+        if let Some(before) = self.cluster.objects().pods().get(name) {
+            self.moved.extend(before.addresses.iter().filter(|a| !still_has(now.as_ref(), before, a)));
+        }
+        match description.filter(|pod| now.as_ref() != Some(pod)) {
+            Some(description) => drop(self.described.insert(name.clone(), description)),
+            None => drop(self.described.remove(name)),
+        }
+        match now {
+            Some(pod) => self.cluster.apply(Object::Pod(pod)),
+            None => self.cluster.delete(&Key::Pod(name.clone())),
         }
     }
 
     /// The pod where it is, with the addresses that it has.
     fn located(&self, mut pod: Pod) -> Pod {
+        if let Some(state) = self.states.get(&pod.name) {
+            state.put_over(&mut pod);
+        }
         if pod.host_network {
             return pod;
         }
@@ -117,8 +165,15 @@ impl Desired {
 
     fn commit(&mut self) -> Update {
         let policy = self.cluster.commit().remove(&self.node).unwrap_or_default();
-        Update { policy, ..Update::default() }
+        Update { policy, moved: std::mem::take(&mut self.moved), ..Update::default() }
     }
+}
+
+/// Whether the pod is who it was before, and has the address. An address that is a node's, too, is nobody's to lose.
+fn still_has(now: Option<&Pod>, before: &Pod, address: &IpAddr) -> bool {
+    let another = |now: &Pod| matches!((&now.uid, &before.uid), (Some(now), Some(before)) if now != before);
+    let has = |now: &Pod| !now.finished && now.addresses.contains(address) && !another(now);
+    before.host_network || now.is_some_and(has)
 }
 
 fn local_pod(attachment: &Attachment) -> LocalPod {
@@ -134,7 +189,6 @@ fn local_pod(attachment: &Attachment) -> LocalPod {
 mod tests {
     use super::*;
     use moat_policies::{Labels, NetworkPolicy, Peer, Peers, Ports, Rule, Selector, SetChange};
-    use std::net::IpAddr;
 
     fn pod(name: &str, node: &str, address: &str) -> Object {
         Object::Pod(Pod {
@@ -186,18 +240,26 @@ mod tests {
         sets.map(|e| e.address).collect()
     }
 
+    fn changes(apply: impl IntoIterator<Item = Object>) -> Changes {
+        Changes { apply: apply.into_iter().collect(), ..Changes::default() }
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn a_pod_here_has_the_address_that_it_was_given_and_no_other() {
         let mut desired = Desired::new("here".into(), []);
         let objects =
-            || vec![pod("a", "here", "10.0.0.9"), pod("b", "there", "10.0.1.1"), among_themselves()];
+            || changes([pod("a", "here", "10.0.0.9"), pod("b", "there", "10.0.1.1"), among_themselves()]);
         let start = desired.start(objects());
-        assert_eq!(addresses(&start), ["10.0.1.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(addresses(&start), [address("10.0.1.1")]);
         assert!(start.pods.is_empty());
 
         let a = attachment("a", "one", "10.0.0.1");
         let update = desired.attach(&a);
-        assert_eq!(addresses(&update), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(addresses(&update), [address("10.0.0.1")]);
         assert_eq!(update.pods.len(), 1);
         assert!(desired.read(objects()).is_empty(), "the same reading changes nothing");
 
@@ -206,17 +268,77 @@ mod tests {
         assert!(
             update.policy.sets.values().any(|c| matches!(c, SetChange::Update(u) if u.remove.len() == 1))
         );
+        assert_eq!(update.moved, [address("10.0.0.1")].into());
     }
 
     #[test]
     fn an_old_interface_that_goes_leaves_the_new_one() {
         let mut desired = Desired::new("here".into(), []);
-        desired.start(vec![pod("a", "here", "10.0.0.9"), among_themselves()]);
+        desired.start(changes([pod("a", "here", "10.0.0.9"), among_themselves()]));
         let (old, new) = (attachment("a", "old", "10.0.0.1"), attachment("a", "new", "10.0.0.2"));
         desired.attach(&old);
         let update = desired.attach(&new);
-        assert_eq!(addresses(&update), ["10.0.0.2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(addresses(&update), [address("10.0.0.2")]);
         assert!(desired.detach(&old.key()).is_empty());
         assert_eq!(desired.detach(&new.key()).pods[&new.pod()], None);
+    }
+
+    #[test]
+    fn a_state_is_put_over_its_pod_whichever_comes_first_and_goes_again() {
+        let (name, elsewhere) = (NamespacedName::new("shop", "b"), address("10.0.1.7"));
+        let state = |address| PodStatus {
+            name: name.clone(),
+            node: None,
+            addresses: Vec::from_iter(address),
+            finished: false,
+            uid: None,
+        };
+        let states = |state| Changes { states: [(name.clone(), state)].into(), ..Changes::default() };
+        let b = || changes([pod("b", "there", "10.0.1.1")]);
+        for state_first in [true, false] {
+            let mut desired = Desired::new("here".into(), []);
+            let readings = [b(), states(Some(state(Some(elsewhere))))];
+            let (one, other) = (usize::from(state_first), usize::from(!state_first));
+            desired.start(readings[one].clone());
+            desired.read(readings[other].clone());
+            assert_eq!(desired.objects().pods()[&name].addresses, [elsewhere]);
+            let update = desired.read(states(None));
+            assert_eq!(update.moved, [elsewhere].into());
+            assert_eq!(desired.objects().pods()[&name].addresses, [address("10.0.1.1")]);
+            desired.read(states(Some(PodStatus { finished: true, ..state(None) })));
+            assert!(!desired.knows(&name));
+            desired.read(states(None));
+            assert!(desired.knows(&name));
+        }
+    }
+
+    #[test]
+    fn an_address_moves_when_its_pod_goes_or_is_another() {
+        let of = |name: &str, uid: Option<&str>, ip: &str| match pod(name, "there", ip) {
+            Object::Pod(pod) => Object::Pod(Pod { uid: uid.map(Into::into), ..pod }),
+            other => other,
+        };
+        let mut desired = Desired::new("here".into(), []);
+        let first = address("10.0.1.1");
+        assert_eq!(desired.start(changes([of("a", None, "10.0.1.1")])).moved, [].into());
+        // Now it says who it is, which it did not before.
+        assert_eq!(desired.read(changes([of("a", Some("one"), "10.0.1.1")])).moved, [].into());
+        assert_eq!(desired.read(changes([of("a", Some("two"), "10.0.1.1")])).moved, [first].into());
+        assert_eq!(desired.read(changes([of("a", Some("two"), "10.0.1.2")])).moved, [first].into());
+        // From one pod to another, in one reading.
+        let moving = Changes {
+            delete: vec![Key::Pod(NamespacedName::new("shop", "a"))],
+            ..changes([of("b", None, "10.0.1.2")])
+        };
+        assert_eq!(desired.read(moving).moved, [address("10.0.1.2")].into());
+    }
+
+    #[test]
+    fn an_address_of_a_node_does_not_move_with_its_pods() {
+        let Object::Pod(pod) = pod("a", "there", "192.0.2.2") else { panic!("a pod") };
+        let mut desired = Desired::new("here".into(), []);
+        desired.start(changes([Object::Pod(Pod { host_network: true, ..pod })]));
+        let gone = Changes { delete: vec![Key::Pod(NamespacedName::new("shop", "a"))], ..Changes::default() };
+        assert!(desired.read(gone).is_empty());
     }
 }

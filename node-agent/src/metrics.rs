@@ -10,11 +10,13 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::dataplane::Stats;
+use crate::droplog::DropNumbers;
 
 /// All numbers.
 pub struct Metrics {
     registry: Registry,
     dataplane: Arc<OnceLock<Arc<Stats>>>,
+    drops: Arc<OnceLock<DropNumbers>>,
     attachments: Gauge,
     /// Readings that were put in force.
     pub readings: Counter,
@@ -42,7 +44,9 @@ impl Default for Metrics {
         registry.register("attachments", "Pod interfaces of this node", attachments.clone());
         let dataplane = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(DataplaneNumbers(dataplane.clone())));
-        Self { registry, dataplane, attachments, readings, reading_errors, add_errors }
+        let drops = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(Later(drops.clone())));
+        Self { registry, dataplane, drops, attachments, readings, reading_errors, add_errors }
     }
 }
 
@@ -53,6 +57,12 @@ impl Metrics {
         let _ = self.dataplane.set(stats);
     }
 
+    /// The drop log has started, and these are its numbers.
+    pub(crate) fn drops(&self, numbers: DropNumbers) {
+        // It starts once, too.
+        let _ = self.drops.set(numbers);
+    }
+
     /// There are so many pod interfaces now.
     pub fn attachments(&self, count: usize) {
         self.attachments.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -61,6 +71,16 @@ impl Metrics {
     /// What is to be encoded.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+}
+
+/// Numbers that are there from some moment on.
+#[derive(Debug)]
+struct Later<C>(Arc<OnceLock<C>>);
+
+impl<C: Collector> Collector for Later<C> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.0.get().map_or(Ok(()), |numbers| numbers.encode(encoder))
     }
 }
 

@@ -1,14 +1,18 @@
 //! What the CNI plugin asks of the agent.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use moat_cni::error::{CniError, code};
 use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
+use moat_cni::stream::Event;
 use moat_policies::NamespacedName;
+use tokio::sync::{broadcast, mpsc};
 use tracing::{info, warn};
 
 use crate::cni_server::Handler;
+use crate::droplog::Names;
 use crate::podnet::{Attachment, AttachmentKey, PodNetError, Prepare};
 use crate::run::Agent;
 
@@ -60,6 +64,27 @@ impl Handler for Agent {
         }
         self.metrics.attachments(self.podnet.attachments().len());
         Ok(PodNetError::collect(done.errors)?)
+    }
+
+    fn drops(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.droplog.follow()
+    }
+
+    fn flows(self: &Arc<Self>) -> mpsc::Receiver<Event> {
+        let (events, listed) = mpsc::channel(256);
+        let agent = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let mut names = Names::default();
+            let result = agent.flows.live(|flow| {
+                let event = Event::Flow(names.live(&flow, &agent.desired()));
+                // Who does not listen any more does not mind.
+                let _ = events.blocking_send(event);
+            });
+            if let Err(error) = result {
+                warn!("cannot list the live flows: {:#}", anyhow::Error::new(error));
+            }
+        });
+        listed
     }
 
     async fn status(&self, _: Status) -> Result<(), CniError> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use moat_manifests::Errors;
+use moat_policies::Key;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::cni_server::CniServer;
 use crate::dataplane::{self, Cut, Dataplane, LayoutConfig, Ticket, Update};
 use crate::desired::Desired;
+use crate::droplog::{DropLog, DropNumbers};
 use crate::flows::Flows;
 use crate::guard::Launch;
 use crate::http;
@@ -45,7 +47,8 @@ pub struct Options {
 
 /// What requests and readings work on.
 pub(crate) struct Agent {
-    desired: Mutex<Desired>,
+    pub(crate) desired: Arc<Mutex<Desired>>,
+    pub(crate) droplog: DropLog,
     /// Before the data plane, so that it ends first: it listens to it.
     pub(crate) flows: Flows,
     dataplane: Dataplane,
@@ -70,10 +73,11 @@ impl Agent {
 
     /// Puts a reading in force.
     async fn apply(&self, reading: Reading) {
-        let Reading { objects, fingerprint, warnings } = reading;
+        let Reading { changes, fingerprint } = reading;
         let nth = self.readiness.reading();
-        warnings.iter().for_each(|w| warn!("{w}"));
-        match self.change(|desired| desired.read(objects)).done().await {
+        changes.warnings.iter().for_each(|w| warn!("{w}"));
+        let nodes = changes.are_about(|key| matches!(key, Key::Node(_)));
+        match self.change(|desired| desired.read(changes)).done().await {
             Ok(cut) => {
                 self.metrics.readings.inc();
                 // Not waited for here: a newer reading goes into the kernel meanwhile.
@@ -84,7 +88,9 @@ impl Agent {
                 self.readiness.failed(error.to_string());
             }
         }
-        self.tell_nodes().await;
+        if nodes {
+            self.tell_nodes().await;
+        }
     }
 
     /// Makes the routes to the other nodes.
@@ -151,10 +157,10 @@ async fn start(
     let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
         .await?
         .context("cannot take the pod network over")?;
-    first.warnings.iter().for_each(|w| warn!("{w}"));
+    first.changes.warnings.iter().for_each(|w| warn!("{w}"));
 
     let mut desired = Desired::new(options.node.clone(), podnet.attachments());
-    let update = desired.start(first.objects);
+    let update = desired.start(first.changes);
     let mut layout = LayoutConfig::default();
     match desired.node() {
         None => warn!("no manifest describes Node {}: no pod gets an address before one does", options.node),
@@ -165,6 +171,7 @@ async fn start(
     }
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
+    let log_group = layout.log_group;
     let config = dataplane::Config { layout: layout.clone(), owner: options.owner, guard: Some(guard) };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
@@ -179,8 +186,11 @@ async fn start(
     metrics.readings.inc();
     readiness.applied(readiness.reading(), first.fingerprint);
     let followed = follow(readiness.clone());
-    let desired = Mutex::new(desired);
-    let agent = Agent { desired, flows, dataplane, followed, podnet, readiness, metrics };
+    let desired = Arc::new(Mutex::new(desired));
+    let droplog = DropLog::start(log_group, desired.clone()).context("cannot read the drop log")?;
+    let numbers = DropNumbers::open(desired.clone(), droplog.stats().clone());
+    metrics.drops(numbers.context("cannot read the counters of drops")?);
+    let agent = Agent { desired, droplog, flows, dataplane, followed, podnet, readiness, metrics };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
     Ok(agent)

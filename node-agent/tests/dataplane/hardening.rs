@@ -38,12 +38,12 @@ fn a_pod_that_is_not_known_has_no_network() {
     privileged(|| {
         let mut w = World::new(&["a", "b"], &[], "");
         w.submit(BTreeMap::from([(name("b"), None)]));
-        let unknown = Dropped(DropReason::UnknownPod.on(Egress));
-        assert_eq!(w.udp(From::Pod("b"), w.v4("a"), 80), unknown);
-        assert_eq!(w.udp(From::Pod("b"), NODE_V4.into(), 80), unknown);
-        assert_eq!(w.udp(From::Pod("b"), OUTSIDE_V4.into(), 80), unknown);
-        assert_eq!(w.udp(From::Pod("a"), w.v6("b"), 80), unknown);
-        assert_eq!(w.udp(From::Outside(OUTSIDE_V4.into()), w.v4("b"), 80), unknown);
+        let unknown = |direction| Dropped(DropReason::UnknownPod.on(direction));
+        assert_eq!(w.udp(From::Pod("b"), w.v4("a"), 80), unknown(Egress));
+        assert_eq!(w.udp(From::Pod("b"), NODE_V4.into(), 80), unknown(Egress));
+        assert_eq!(w.udp(From::Pod("b"), OUTSIDE_V4.into(), 80), unknown(Egress));
+        assert_eq!(w.udp(From::Pod("a"), w.v6("b"), 80), unknown(Ingress));
+        assert_eq!(w.udp(From::Outside(OUTSIDE_V4.into()), w.v4("b"), 80), unknown(Ingress));
         assert_eq!(w.udp(From::Pod("a"), OUTSIDE_V4.into(), 80), Passed);
         let again = Some(w.pods["b"].local.clone());
         w.submit(BTreeMap::from([(name("b"), again)]));
@@ -117,7 +117,11 @@ fn neighbour_discovery_is_for_the_own_address() {
         let fate = |body| w.forge(From::Pod("a"), node6, 58, icmp6(body));
         assert_eq!(fate(advertise(v6, 136)), Passed, "an advertisement of the own address");
         assert_eq!(fate(advertise(w.v6("b"), 136)), Dropped(DropReason::Spoofed.on(Egress)), "of another's");
-        assert_eq!(fate(advertise(v6, 134)), Dropped(DropReason::Spoofed.on(Egress)), "a router's advertisement");
+        assert_eq!(
+            fate(advertise(v6, 134)),
+            Dropped(DropReason::Spoofed.on(Egress)),
+            "a router's advertisement"
+        );
         assert_eq!(fate(advertise(v6, 137)), Dropped(DropReason::Spoofed.on(Egress)), "a redirect");
     });
 }
@@ -250,8 +254,16 @@ fn tcp_begins_at_its_beginning() {
         const FIN_SYN: u8 = 0x03;
         for (a, b, c) in [(w.v4("a"), w.v4("b"), w.v4("c")), (w.v6("a"), w.v6("b"), w.v6("c"))] {
             let mid = |direction| Dropped(DropReason::MidStream.on(direction));
-            assert_eq!(w.forge(From::Pod("a"), b, 6, tcp(a, b, 1000, 80, ACK)), mid(Ingress), "to an isolated pod");
-            assert_eq!(w.forge(From::Pod("b"), a, 6, tcp(b, a, 1001, 80, ACK)), mid(Egress), "from an isolated pod");
+            assert_eq!(
+                w.forge(From::Pod("a"), b, 6, tcp(a, b, 1000, 80, ACK)),
+                mid(Ingress),
+                "to an isolated pod"
+            );
+            assert_eq!(
+                w.forge(From::Pod("b"), a, 6, tcp(b, a, 1001, 80, ACK)),
+                mid(Egress),
+                "from an isolated pod"
+            );
             assert_eq!(w.forge(From::Pod("a"), c, 6, tcp(a, c, 1002, 80, ACK)), Passed, "neither");
             let invalid = Dropped(DropReason::Invalid.on(Egress));
             assert_eq!(w.forge(From::Pod("a"), c, 6, tcp(a, c, 1003, 80, FIN_SYN)), invalid);
