@@ -53,6 +53,7 @@ pub use decode::decode;
 pub use error::{Error, Errors, Place, Warning};
 pub use fingerprint::fingerprint;
 pub use source::{Part, Position, Source, Walk, is_hidden, is_manifest, read, read_file, walk};
+pub use stack::on_a_deep_stack;
 pub use status::{PodStatus, decode_pod_status, load_pod_status};
 pub use workload::{Workload, WorkloadKind};
 

@@ -61,7 +61,7 @@ impl Position {
 pub struct Walk {
     /// The files, in the order in which they are read.
     pub files: Vec<PathBuf>,
-    /// Whether some of it was found through a link.
+    /// Whether something below the path is a link.
     pub links: bool,
     /// What could not be looked at, and why.
     pub errors: Vec<(PathBuf, Error)>,
@@ -123,7 +123,7 @@ impl Walk {
             let reason = format!("folders nested deeper than {DEEPEST}; does a link lead back?");
             return self.errors.push((path.to_owned(), Error::File { file: shown(path), reason }));
         }
-        self.links |= path.is_symlink();
+        self.links |= depth > 0 && path.is_symlink();
         match std::fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => {
                 entering(path);

@@ -54,6 +54,11 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.apply.is_empty() && self.delete.is_empty() && self.states.is_empty()
     }
+
+    /// Whether some object of these is among those that came, changed or went.
+    pub fn are_about(&self, these: impl Fn(&Key) -> bool) -> bool {
+        self.delete.iter().any(&these) || self.apply.iter().any(|object| these(&object.key()))
+    }
 }
 
 impl Collection {

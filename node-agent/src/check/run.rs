@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
+use moat_manifests::Changes;
+
 use super::compare::{CompareError, Report, Veth, compare};
 use super::reader::{ReadError, read};
 use super::sample::Limits;
@@ -80,7 +82,7 @@ pub fn check(args: &CheckArgs) -> Result<Report, CheckError> {
         .collect();
     // Where the node's own pods are, and with which addresses, is what the pod network did, whatever a manifest says.
     let mut desired = Desired::new(args.node.as_str().into(), attachments);
-    desired.start(manifests.objects);
+    desired.start(Changes { apply: manifests.objects, ..Changes::default() });
     let listing = match &args.dump {
         Some(path) => std::fs::read_to_string(path).map_err(|e| CheckError::Dump(path.clone(), e))?,
         None => list()?,
