@@ -30,7 +30,9 @@ impl Shelf {
         }
         let gone = |position: &&Position| !there.contains(*position);
         let gone: Vec<Position> = self.collection.positions().filter(gone).cloned().collect();
-        gone.iter().for_each(|position| drop(self.collection.remove(position)));
+        for position in gone {
+            self.collection.remove(&position);
+        }
         self.unfinished.retain(|position, _| there.contains(position));
         Ok(watch)
     }
