@@ -7,18 +7,15 @@ use std::time::{Duration, Instant};
 
 use moat_nfnetlink::EncodeError;
 use moat_nfnetlink::nft::{self, Batch, Family, Socket, TableId, UserData, table_flags, userdata};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::adopt::{FoundSet, FoundTable, adopt, fill};
 use super::error::Error;
-use super::layout::{Table, VERSION};
+use super::layout::{FORWARD, Table, USERDATA_VERSION, VERSION};
 use super::op::{Op, Plan};
 use super::state::Content;
 use super::stats::Stats;
 use crate::guard::{Keeper, Launch};
-
-/// The kind of the user data of a table that holds the layout's version. `nft` itself uses the kind 0.
-const USERDATA_VERSION: u8 = 0x6d;
 
 /// How often a listing that somebody else's commit came into is made again.
 const LISTINGS: usize = 20;
@@ -44,7 +41,7 @@ enum Standing {
     Missing,
     /// It is ours to adopt.
     Adoptable,
-    /// It is of another layout, or has other flags: it can only be replaced.
+    /// It is not moat's, or has other flags: it can only be replaced.
     Foreign,
 }
 
@@ -150,14 +147,29 @@ impl Kernel {
         if let Some(owner) = info.owner.filter(|o| *o != self.port_id()) {
             return Err(Error::Owned { table: id, owner });
         }
-        let version = userdata::find(&info.userdata, USERDATA_VERSION);
         // An orphan has lost the owner flag, and gets it back by being taken over.
         let same_flags = (info.flags ^ self.flags) & !table_flags::OWNER == 0;
-        Ok(if same_flags && version == Some(&[VERSION][..]) {
-            Standing::Adoptable
-        } else {
-            Standing::Foreign
-        })
+        let Some(made_by) = userdata::find(&info.userdata, USERDATA_VERSION).filter(|_| same_flags) else {
+            return Ok(Standing::Foreign);
+        };
+        if table == Table::Inet && self.listings == 1 {
+            // Who has filled it since. The kernel does not let the table's own data be changed.
+            let first = self.socket.rules(&id, Some(FORWARD))?.items.into_iter().next();
+            let data = first.map(|rule| rule.userdata).unwrap_or_default();
+            let filled_by = userdata::find(&data, USERDATA_VERSION).unwrap_or(made_by);
+            match filled_by {
+                [VERSION] => {}
+                [older] if *older < VERSION => {
+                    info!(layout = older, ours = VERSION, "taking over the tables of an older moat-agent");
+                }
+                newer => warn!(
+                    layout = ?newer,
+                    ours = VERSION,
+                    "taking over the tables of a newer moat-agent; what this one does not know is removed"
+                ),
+            }
+        }
+        Ok(Standing::Adoptable)
     }
 
     fn list(&mut self, table: Table) -> Result<FoundTable, Error> {

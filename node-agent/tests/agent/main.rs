@@ -8,3 +8,4 @@ mod node;
 #[allow(dead_code, reason = "the data plane's tests use the rest")]
 #[path = "../dataplane/space.rs"]
 mod space;
+mod upgrade;

@@ -131,7 +131,7 @@ impl Node {
         agent.wait().expect("a child");
     }
 
-    fn add(&mut self, name: &str) {
+    pub(crate) fn add(&mut self, name: &str) {
         let space = Space::new(name);
         let netns = PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), space.thread()));
         let add = Add {

@@ -6,6 +6,7 @@ mod check;
 mod hardening;
 mod probe;
 mod space;
+mod upgrade;
 mod verdicts;
 mod world;
 mod writer;

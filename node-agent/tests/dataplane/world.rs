@@ -71,6 +71,13 @@ impl World {
     }
 
     pub(crate) fn with(local: &[&str], remote: &[&str], policies: &str, config: Config) -> Self {
+        let mut world = Self::unstarted(local, remote, policies, config);
+        world.start(world.whole());
+        world
+    }
+
+    /// The same, without a data plane yet.
+    pub(crate) fn unstarted(local: &[&str], remote: &[&str], policies: &str, config: Config) -> Self {
         let mut text = String::from(NODES);
         local.iter().for_each(|name| text.push_str(&pod_manifest(name, "node", PORTS)));
         remote.iter().for_each(|name| text.push_str(&pod_manifest(name, "other", PORTS)));
@@ -122,9 +129,7 @@ impl World {
         let mut all = objects(&text);
         world.address(&mut all);
         world.cluster.reset(all);
-        let mut first = Update { policy: world.policy(), ..Update::default() };
-        first.pods = world.pods.iter().map(|(n, p)| (name(n), Some(p.local.clone()))).collect();
-        world.start(first);
+        world.cluster.commit();
         world
     }
 

@@ -21,7 +21,7 @@ const FROM_A: &str =
     {port: 83, endPort: 85}, {port: 90}]}]}";
 
 /// Not guarded by the kernel: what older kernels, or `--no-owner`, leave us with.
-fn unguarded() -> Config {
+pub(crate) fn unguarded() -> Config {
     Config { owner: false, ..Config::default() }
 }
 
@@ -36,14 +36,14 @@ fn until(mut holds: impl FnMut() -> bool) -> Duration {
 }
 
 /// Traffic in the background: from a's new port each time, which must arrive, and from c's, which must not.
-struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
     threads: Vec<std::thread::JoinHandle<(u32, u32)>>,
 }
 
 impl Traffic {
-    fn start(w: &World, allowed: &[&str], denied: &[&str]) -> Self {
+    pub(crate) fn start(w: &World, allowed: &[&str], denied: &[&str]) -> Self {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let mut threads = Vec::new();
         for (sender, expected) in allowed.iter().map(|n| (n, true)).chain(denied.iter().map(|n| (n, false))) {
@@ -81,7 +81,7 @@ impl Traffic {
     }
 
     /// Allowed packets that were lost, and denied ones that came through.
-    fn stop(self) -> (u32, u32) {
+    pub(crate) fn stop(self) -> (u32, u32) {
         let floor = self.sent.load(Ordering::Relaxed) + 20;
         until(|| self.sent.load(Ordering::Relaxed) > floor);
         self.stop.store(true, Ordering::Relaxed);

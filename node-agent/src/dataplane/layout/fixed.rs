@@ -2,12 +2,12 @@
 
 use moat_nfnetlink::nft::{
     Chain, Cmp, Direction as CtDirection, Hook, IfName, Operand, Options, PayloadBase, Policy, Rule, Source,
-    Statement, Value, Verdict, ct_state,
+    Statement, UserData, Value, Verdict, ct_state,
 };
 
 use super::drops::{DropPoint, DropReason};
 use super::names::{self, PodSet, Table};
-use super::{ChainRules, LayoutConfig, TUNNEL_PORT};
+use super::{ChainRules, LayoutConfig, TUNNEL_PORT, USERDATA_VERSION, VERSION};
 use moat_policies::Direction;
 
 /// The priority of our chains at `forward` and `input`: `filter`, behind connection tracking and NAT of destinations.
@@ -102,7 +102,8 @@ fn forward(config: &LayoutConfig) -> ChainRules {
         Rule::new()
             .ct_mark(config.revoked_mark, false)
             .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
-            .verdict(Verdict::Accept),
+            .verdict(Verdict::Accept)
+            .with_userdata(UserData::new().with(USERDATA_VERSION, [VERSION])),
         Rule::new().ct_mark(config.revoked_mark, true).verdict(Verdict::jump(DropReason::Revoked.as_str())),
         Rule::new()
             .neq(Source::CT_STATE, Value::CtState(ct_state::NEW))

@@ -29,14 +29,21 @@ use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::chains as fixed_chains;
-pub(crate) use names::{Part, PodSet, Table};
+pub(crate) use names::{FORWARD, Part, PodSet, Table};
 pub use names::{TABLE, VETH_PREFIX};
 pub(crate) use program::{ProgramObjects, program};
 pub(crate) use sets::{element, parts, prefixes};
 pub(crate) use veth::chain as veth_chain;
 
-/// Changes whenever tables of an older build cannot be adopted but must be replaced. Kept with each table.
-pub(crate) const VERSION: u8 = 1;
+/// Changes whenever the layout does. Kept with each table that is made, and with the first rule of [`FORWARD`], which is
+/// written anew whenever tables are adopted: so it says who filled them last.
+///
+/// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
+/// base chain whose declaration changes gets another name, too.
+pub(crate) const VERSION: u8 = 2;
+
+/// The kind of the user data that holds the version. `nft` itself uses small numbers.
+pub(crate) const USERDATA_VERSION: u8 = 0x6d;
 
 /// Where VXLAN frames go (IANA). No pod may send there: a frame that looked like a tunnel's would bring packets with any
 /// source into the node's network.
