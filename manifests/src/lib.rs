@@ -17,6 +17,7 @@
 //! - Kinds that decide no verdict are skipped and counted. A kind or version of networking.k8s.io or
 //!   policy.networking.k8s.io that is not known, and another group's network policies, are errors: verdicts without
 //!   them would be wrong. The same object twice is an error that names both places.
+//! - A file without any text is an error (one with comments only is not): it is what a writer leaves that was stopped.
 //! - A file may be 64 MiB long, a document 100 levels deep and hold 5 million values.
 //!
 //! [`decode()`] takes all files at once; a [`Collection`] takes them one by one and tells what each changes.

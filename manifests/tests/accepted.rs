@@ -308,7 +308,7 @@ fn documents_may_be_empty_and_be_marked_in_every_way() {
         POD.replace("web", "two")
     );
     assert_eq!(pod_names(&read(&text)), ["default/web", "default/two"]);
-    assert_eq!(read("").objects, []);
+    assert_eq!(read("# nothing\n").objects, []);
     assert_eq!(read("---\n---\n").objects, []);
     assert_eq!(pod_names(&read(&POD.replace('\n', "\r\n"))), ["default/web"]);
 }

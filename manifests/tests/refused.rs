@@ -513,6 +513,8 @@ fn text_that_is_no_manifest() {
         (b"a: [1\n".as_slice(), "test.yaml, document 1 (line 1): not YAML: "),
         (b"a: b: c\n", "test.yaml, document 1 (line 1): not YAML: mapping values are not allowed"),
         (b"# fine\na: 1\n b: 2\n", "test.yaml, document 1 (line 3): not YAML: "),
+        (b"", "test.yaml: empty"),
+        (b"\xef\xbb\xbf \n\n", "test.yaml: empty"),
         (b"\x7fELF\x02\x01\0\0", "test.yaml: not a manifest: byte 6 is NUL"),
         (b"a: \xff\xfe", "test.yaml: not a manifest: byte 3 is not UTF-8"),
         (b"a: \x07", "not YAML"),
