@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -102,6 +103,15 @@ impl Contents {
                 self.resting.insert(address, at);
             }
         }
+    }
+
+    /// An address that the record gives to an attachment while another has it: nothing that we wrote.
+    fn clash(&self, record: &Record) -> Option<(IpAddr, AttachmentKey)> {
+        let Record::Attached(new) = record else { return None };
+        let others = self.attachments.iter().filter(|(key, _)| **key != new.key());
+        others
+            .flat_map(|(key, other)| other.addresses().map(move |address| (address, key.clone())))
+            .find(|(address, _)| new.addresses().any(|wanted| wanted == *address))
     }
 
     fn records(&self) -> impl Iterator<Item = Record> + '_ {
@@ -285,7 +295,12 @@ fn decode(path: &Path, text: &[u8]) -> Result<(Contents, u64), JournalError> {
     for (index, line) in lines {
         match serde_json::from_slice(line) {
             Ok(record) if line.ends_with(b"\n") => {
-                if let Some((line, source)) = bad {
+                let clash = || {
+                    let (address, key) = contents.clash(&record)?;
+                    let reason = format_args!("{address} belongs to {key} already");
+                    Some((index + 1, serde_json::Error::custom(reason)))
+                };
+                if let Some((line, source)) = bad.take().or_else(clash) {
                     return Err(JournalError::Damaged { path: path.to_owned(), line, source });
                 }
                 contents.apply(record);
@@ -304,9 +319,7 @@ fn decode(path: &Path, text: &[u8]) -> Result<(Contents, u64), JournalError> {
 
 /// Writes the file anew; returns its length. After an error the old file is as it was.
 fn rewrite(folder: &Path, path: &Path, contents: &Contents) -> Result<u64, JournalError> {
-    let mut text = HEADER.as_bytes().to_vec();
-    text.push(b'\n');
-    text.extend(contents.records().flat_map(|record| line(&record)));
+    let text = encode(contents);
     let new = path.with_extension("new");
     let write = || {
         let mut file = File::create(&new)?;
@@ -321,6 +334,14 @@ fn rewrite(folder: &Path, path: &Path, contents: &Contents) -> Result<u64, Journ
         warn!(%error, "the state file's folder cannot be synced");
     }
     Ok(text.len() as u64)
+}
+
+/// The whole file: what [`decode`] reads.
+fn encode(contents: &Contents) -> Vec<u8> {
+    let mut text = HEADER.as_bytes().to_vec();
+    text.push(b'\n');
+    text.extend(contents.records().flat_map(|record| line(&record)));
+    text
 }
 
 fn line(record: &Record) -> Vec<u8> {
@@ -431,6 +452,17 @@ mod tests {
         assert!(matches!(error, JournalError::Damaged { line: 2, .. }), "{error}");
         fs::write(&path, "hello\n").unwrap();
         assert!(matches!(Journal::open(folder.path()), Err(JournalError::Foreign(_))));
+    }
+
+    /// One of them would be released while the other still uses the address.
+    #[test]
+    fn an_address_of_two_attachments_is_damage() {
+        let (folder, path) = written();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replacen("10.1.0.2", "10.1.0.1", 1)).unwrap();
+        let error = Journal::open(folder.path()).unwrap_err();
+        let JournalError::Damaged { line: 3, source, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(source.to_string(), "10.1.0.1 belongs to eth0 of container a already");
     }
 
     #[test]
