@@ -15,6 +15,9 @@ pub mod dataplane;
 pub mod desired;
 pub mod droplog;
 pub mod flows;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod http;
 pub mod metrics;

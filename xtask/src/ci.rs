@@ -1,18 +1,26 @@
 //! `cargo xtask ci`: what every change must pass, the quick checks first.
 
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::process::{cache, cargo, check, find, root};
+use crate::process::{cargo, check, root};
+use crate::setup::cargo_tool;
 use crate::steps::Steps;
-use crate::{docs, test};
+use crate::{docs, fuzz, test};
+
+/// How long each fuzz target runs: long enough to see that all inputs of the corpus pass, and to try some new ones.
+const FUZZ: Duration = Duration::from_secs(8);
 
 /// All checks, then every test.
 pub(crate) fn run() -> Result<ExitCode> {
-    let mut steps = Steps::new("ci", 6);
+    let mut steps = Steps::new("ci", 7);
     steps.step("tools", tools)?;
-    steps.step("format", || check(&mut cargo(["fmt", "--all", "--check"])))?;
+    steps.step("format", || {
+        check(&mut cargo(["fmt", "--all", "--check"]))?;
+        check(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
+    })?;
     steps.step("links between pages", docs::links)?;
     steps.step("lints", || {
         check(&mut cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
@@ -22,6 +30,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     })?;
     // Late, since cargo-deny is long to build where it is missing.
     steps.step("licences and sources", deny)?;
+    steps.step("decoders against hostile input", || fuzz::run(&fuzz::Options::each_for(FUZZ)).map(drop))?;
     test::run(&[])
 }
 
@@ -33,15 +42,6 @@ fn tools() -> Result<()> {
                 .with_context(|| format!("{program} is missing"))?;
         }
     }
-    if find("cargo-deny").is_none() {
-        let root = cache()?;
-        let install = cargo(["install", "--locked", "--quiet", "cargo-deny", "--root"]).arg(&root).status();
-        anyhow::ensure!(
-            install.is_ok_and(|s| s.success()),
-            "cannot install cargo-deny into {}",
-            root.display()
-        );
-    }
     Ok(())
 }
 
@@ -50,22 +50,21 @@ fn answers(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success())
 }
 
-/// The licences, bans and sources of deny.toml; cargo-deny itself comes from crates.io into the cache. The advisory database is on GitHub, which a closed machine does not
+/// The licences, bans and sources of deny.toml. The advisory database is on GitHub, which a closed machine does not
 /// reach: then that part is left out, and we say so.
 fn deny() -> Result<()> {
-    if find("cargo-deny").is_none() {
-        check(cargo(["install", "--locked", "--quiet", "cargo-deny", "--root"]).arg(cache()?))?;
-    }
-    let program = find("cargo-deny").context("cargo-deny is not where it was installed")?;
+    let program = cargo_tool("cargo-deny")?;
     let deny = |args: &[&str]| {
         let mut command = Command::new(&program);
-        command.args(["--workspace", "--locked"]).args(args).current_dir(root());
+        command.args(args).current_dir(root());
         command
     };
-    check(&mut deny(&["check", "licenses", "bans", "sources"]))?;
+    let rules = ["check", "licenses", "bans", "sources"];
+    check(deny(&["--workspace", "--locked"]).args(rules))?;
+    check(deny(&["--manifest-path", "fuzz/Cargo.toml"]).args(rules))?;
     if !deny(&["fetch", "db"]).output().is_ok_and(|out| out.status.success()) {
         eprintln!("advisories: NOT CHECKED, their database cannot be fetched from here");
         return Ok(());
     }
-    check(&mut deny(&["check", "--disable-fetch", "advisories"]))
+    check(&mut deny(&["--workspace", "--locked", "check", "--disable-fetch", "advisories"]))
 }

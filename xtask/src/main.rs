@@ -5,6 +5,7 @@
 //! lab   ──▶ build release binaries ──▶ moat lab …
 //! test  ──▶ setup ──▶ build every binary ──▶ cargo test --workspace
 //! ci    ──▶ fmt, clippy, rustdoc, links, cargo deny ──▶ test
+//! fuzz  ──▶ cargo-fuzz, once ──▶ build the targets ──▶ run each for a while
 //! bench ──▶ every benchmark, or one of them
 //! docs  ──▶ every link between our pages resolves; mdbook, where there is one
 //! ```
@@ -14,6 +15,7 @@
 mod bench;
 mod ci;
 mod docs;
+mod fuzz;
 mod lab;
 mod process;
 mod setup;
@@ -60,6 +62,11 @@ enum Chore {
     },
     /// Check everything that a change must pass: format, lints, rustdoc, links, licences, then every test
     Ci,
+    /// Attack the decoders of what comes from outside with inputs that look for trouble
+    ///
+    /// Installs cargo-fuzz into the cache, and a C++ compiler (as root), if they are missing. What a run finds is kept in
+    /// the cache for the next one; an input that breaks a target stays in fuzz/artifacts.
+    Fuzz(fuzz::Options),
     /// Run the benchmarks and print their tables; the figures of record are in docs/figures.md
     Bench {
         /// Only this one
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
         Chore::Lab { args } => lab::run(&args),
         Chore::Test { args } => test::run(&args),
         Chore::Ci => ci::run(),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench { only, quick } => bench::run(only, quick),
         Chore::Docs => docs::run(),
     };

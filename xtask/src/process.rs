@@ -36,10 +36,14 @@ pub(crate) fn in_words(command: &Command) -> String {
     format!("`{}`", words.collect::<Vec<_>>().join(" "))
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn builds() -> PathBuf {
+    root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
 /// Where the release or debug binaries are.
 pub(crate) fn binaries(profile: &str) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    root().join(target).join(profile)
+    builds().join(profile)
 }
 
 /// Where tools are kept that we install: `$MOAT_CACHE`, else `~/.cache/moat`.

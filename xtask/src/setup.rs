@@ -10,13 +10,13 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{cache, check, find, in_words};
+use crate::process::{cache, cargo, check, find, in_words};
 
 /// A program or a file, the Debian and Ubuntu package that has it, and what it is for.
-struct Need {
-    program: &'static str,
-    package: &'static str,
-    why: &'static str,
+pub(crate) struct Need {
+    pub(crate) program: &'static str,
+    pub(crate) package: &'static str,
+    pub(crate) why: &'static str,
 }
 
 const NEEDS: &[Need] = &[
@@ -63,7 +63,8 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
-fn install(missing: &[&Need]) -> Result<()> {
+/// Installs the packages, or says which ones to install.
+pub(crate) fn install(missing: &[&Need]) -> Result<()> {
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
     let by_hand = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     if !rootly() || find("apt-get").is_none() {
@@ -77,6 +78,15 @@ fn install(missing: &[&Need]) -> Result<()> {
     apt(&["update"])?;
     apt(&[&["install", "--no-install-recommends"], &packages[..]].concat())
         .with_context(|| format!("cannot install packages; try it by hand: {by_hand}"))
+}
+
+/// Where a tool of cargo's is; built from crates.io into the cache where it is nowhere yet.
+pub(crate) fn cargo_tool(name: &str) -> Result<PathBuf> {
+    if let Some(program) = find(name) {
+        return Ok(program);
+    }
+    check(cargo(["install", "--locked", "--quiet", name, "--root"]).arg(cache()?))?;
+    find(name).with_context(|| format!("{name} is not where it was installed"))
 }
 
 /// Whether we may install packages: asked of `id`, since the answer needs a system call and this crate has no unsafe.

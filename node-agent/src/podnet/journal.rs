@@ -344,6 +344,12 @@ fn encode(contents: &Contents) -> Vec<u8> {
     text
 }
 
+/// A state file as it is written anew, for the fuzz targets; `None` where it cannot be read.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn rewritten(text: &[u8]) -> Option<Vec<u8>> {
+    decode(Path::new(FILE), text).ok().map(|(contents, _)| encode(&contents))
+}
+
 fn line(record: &Record) -> Vec<u8> {
     // Strings and numbers: nothing here can fail to become JSON.
     let mut line = serde_json::to_vec(record).unwrap_or_default();

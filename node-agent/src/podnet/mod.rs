@@ -20,7 +20,7 @@ mod attachment;
 mod check;
 mod error;
 mod ipam;
-mod journal;
+pub(crate) mod journal;
 mod messages;
 mod netlink;
 mod netns;
