@@ -4,12 +4,17 @@
 //!   moat reach A B --port 80/TCP -f DIR     one question, with reasons; exit status 0 allowed, 1 denied, 2 error
 //!   moat matrix -f DIR --port 80/TCP        every pod to every other
 //!   moat lab run -f DIR                     the same with real packets (`moat-lab`)
+//!   moat drops [--follow], moat flows       what the agents of a node or lab drop and let pass (`moat_cni::stream`)
 //! ```
 //!
 //! The answers are the engine's (`moat-policies`), read from manifests as strictly as an API server reads them
 //! (`moat-manifests`). One module a subcommand; the rest is what they share.
 
+mod agents;
+mod columns;
+mod drops;
 mod endpoint;
+mod flows;
 mod input;
 mod lab;
 mod matrix;
@@ -34,6 +39,8 @@ use clap::{Parser, Subcommand};
       moat matrix -f manifests/ --port 80/TCP --port 53/UDP
   Do real packets agree?
       moat lab run -f manifests/
+  What is being dropped, and why?
+      moat drops --follow
   The same questions for what is in a cluster now:
       kubectl get ns,nodes,pods,networkpolicies -A -o yaml | moat matrix -f - --port 80/TCP"
 )]
@@ -47,6 +54,8 @@ enum Command {
     Reach(reach::Args),
     Matrix(matrix::Args),
     Lab(lab::Args),
+    Drops(drops::Args),
+    Flows(flows::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +63,8 @@ fn main() -> ExitCode {
         Command::Reach(args) => reach::run(&args),
         Command::Matrix(args) => matrix::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::Drops(args) => drops::run(&args),
+        Command::Flows(args) => flows::run(&args),
     };
     result.unwrap_or_else(|error| {
         output::error(&error);

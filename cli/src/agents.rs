@@ -1,0 +1,150 @@
+//! Which agents are asked: a lab's, this node's, or those at given sockets.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use anyhow::bail;
+use moat_cni::protocol::Command;
+use moat_cni::stream::{Event, Events, StreamError};
+use moat_lab::LabError;
+
+use crate::output::{self, Format};
+
+/// Where the agent of a node listens, unless it was told otherwise.
+const NODE: &str = "/run/moat/agent.sock";
+
+/// The lab that is meant where none is named.
+const LAB: &str = "lab";
+
+/// How soon an agent that has gone is looked for again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Whom to ask, and how to print the answers.
+#[derive(Clone, clap::Args)]
+pub(crate) struct Agents {
+    /// A lab that is up; without this and --socket, the lab `lab` if it is up, else this node's agent
+    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
+    lab: Option<String>,
+    /// The agent that listens at this socket; may be given more than once
+    #[arg(long, value_name = "PATH")]
+    socket: Vec<PathBuf>,
+    /// Only what is from or to this pod
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pub(crate) pod: Option<String>,
+    /// Output format; JSON is one object a line
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+    /// The same as --output json
+    #[arg(long)]
+    json: bool,
+}
+
+/// One agent: what it is called, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) socket: PathBuf,
+}
+
+impl Agents {
+    /// How to print.
+    pub(crate) fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+
+    /// Finds them.
+    pub(crate) fn find(&self) -> anyhow::Result<Vec<Agent>> {
+        if !self.socket.is_empty() {
+            let named = |path: &PathBuf| Agent { name: path.display().to_string(), socket: path.clone() };
+            return Ok(self.socket.iter().map(named).collect());
+        }
+        let lab = self.lab.as_deref();
+        match moat_lab::sockets(lab.unwrap_or(LAB)) {
+            Ok(nodes) => Ok(nodes.into_iter().map(|(name, socket)| Agent { name, socket }).collect()),
+            Err(LabError::NotUp(_)) if lab.is_none() && Path::new(NODE).exists() => {
+                Ok(vec![Agent { name: "this node".to_owned(), socket: NODE.into() }])
+            }
+            Err(LabError::NotUp(_)) if lab.is_none() => bail!(
+                "no lab is up and no agent listens at {NODE}: make a lab with `moat lab up -f DIR`, or say where an agent \
+                 listens with --socket PATH"
+            ),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Asks all agents at once and hands over what they say as it comes. An agent that cannot be asked is told of; it is an
+/// error when none can.
+pub(crate) fn ask(agents: &[Agent], command: &Command) -> anyhow::Result<Receiver<Event>> {
+    let (sender, receiver) = channel();
+    let mut opened = 0;
+    let mut refused = None;
+    for agent in agents {
+        match Events::open(&agent.socket, command.clone()) {
+            Ok(events) => {
+                opened += 1;
+                let (agent, command, sender) = (agent.clone(), command.clone(), sender.clone());
+                std::thread::spawn(move || pass_on(&agent, command, events, &sender));
+            }
+            Err(error) if agents.len() == 1 => return Err(error.into()),
+            Err(error) => {
+                output::warn(format_args!("{}: {error}", agent.name));
+                refused = Some(error);
+            }
+        }
+    }
+    match refused {
+        Some(error) if opened == 0 => Err(error.into()),
+        _ => Ok(receiver),
+    }
+}
+
+/// Passes an agent's events on until they end, or nobody listens. One that is followed and goes is waited for: agents
+/// are restarted.
+fn pass_on(agent: &Agent, command: Command, mut events: Events, to: &Sender<Event>) {
+    let follow = matches!(&command, Command::Drops(drops) if drops.follow);
+    // Times of events, RFC 3339: they sort as text.
+    let (mut newest, mut told) = (String::new(), String::new());
+    loop {
+        for event in events.by_ref() {
+            let event = match event {
+                Ok(event) => event,
+                Err(StreamError::Broken(_)) if follow => break,
+                Err(error) => {
+                    output::warn(format_args!("{}: {:#}", agent.name, anyhow::Error::new(error)));
+                    return;
+                }
+            };
+            let time = match &event {
+                Event::Drop(dropped) => Some(&dropped.time),
+                Event::Unlogged(unlogged) => Some(&unlogged.time),
+                _ => None,
+            };
+            // After a break an agent tells its last events once more.
+            if time.is_some_and(|time| *time <= told) {
+                continue;
+            }
+            if let Some(time) = time.filter(|time| **time > newest) {
+                newest.clone_from(time);
+            }
+            if to.send(event).is_err() {
+                return;
+            }
+        }
+        if !follow {
+            return;
+        }
+        told.clone_from(&newest);
+        output::note(format_args!("the agent of {} has gone; waiting for it", agent.name));
+        events = loop {
+            std::thread::sleep(AGAIN);
+            match Events::open(&agent.socket, command.clone()) {
+                Ok(events) => break events,
+                Err(_) if agent.socket.parent().is_some_and(Path::exists) => {}
+                // Its folder is gone, and with it its node.
+                Err(_) => return,
+            }
+        };
+    }
+}
