@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moat_cni::error::{CniError, code};
+use moat_cni::failpoint;
 use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
 use moat_cni::stream::Event;
 use moat_policies::NamespacedName;
@@ -36,8 +37,11 @@ impl Handler for Agent {
 
     async fn del(&self, request: Del) -> Result<(), CniError> {
         let key = AttachmentKey::new(request.container_id, request.ifname);
+        failpoint::reach("before detaching");
         self.forget(&key).await;
+        failpoint::reach("detached");
         let removed = self.podnet.remove(&key).await?;
+        failpoint::reach("removed");
         self.metrics.attachments(self.podnet.attachments().len());
         if let Some(attachment) = removed {
             self.flows.forget(attachment.addresses()).await;
@@ -61,6 +65,9 @@ impl Handler for Agent {
         self.flows.forget(done.removed.iter().flat_map(Attachment::addresses)).await;
         for attachment in &done.removed {
             info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed by GC");
+        }
+        for (attachment, drift) in &done.mended {
+            warn!(pod = %attachment.pod(), interface = attachment.host_ifname, "mended by GC: {}", drift.join("; "));
         }
         self.metrics.attachments(self.podnet.attachments().len());
         Ok(PodNetError::collect(done.errors)?)
@@ -110,10 +117,12 @@ impl Agent {
         let (built, ()) =
             tokio::join!(self.podnet.build(&attachment), self.flows.forget(attachment.addresses()));
         built?;
+        failpoint::reach("built");
         // The node's end is down until the kernel holds the pod's policy.
         let in_force = self.change(|desired| desired.attach(&attachment)).done().await.map_err(|e| {
             CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
         });
+        failpoint::reach("in force");
         let result = match in_force {
             Ok(_) => self.podnet.activate(&attachment).await.map_err(CniError::from),
             Err(error) => Err(error),
@@ -125,6 +134,7 @@ impl Agent {
             }
             return Err(error);
         }
+        failpoint::reach("added");
         Ok(attachment.attached())
     }
 
@@ -145,6 +155,26 @@ impl Agent {
                 "no manifest in the agent's folders describes it, so nobody knows its policy",
             )
         })
+    }
+
+    /// Removes what plugins removed, or should have, between this agent's start and its listening.
+    pub(crate) async fn work_off_notes(&self) {
+        let noted = self.podnet.noted().await.unwrap_or_else(|error| {
+            warn!(error = &error as &dyn std::error::Error, "notes of removed pods are not worked off");
+            Vec::new()
+        });
+        for key in noted {
+            self.forget(&key).await;
+            match self.podnet.remove(&key).await {
+                Ok(Some(gone)) => {
+                    info!(pod = %gone.pod(), "removed, as its runtime wanted while no agent listened")
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    warn!(%key, error = &error as &dyn std::error::Error, "not removed, as its runtime wants")
+                }
+            }
+        }
     }
 
     /// Takes an attachment out of the kernel's tables: from then on its packets are an unknown pod's, and dropped.

@@ -127,6 +127,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let agent = Arc::new(start(&options, first, readiness, metrics).await?);
 
     let cni = CniServer::bind(&options.run_dir.join("agent.sock"))?;
+    // Requests wait in the socket's queue from now on. Whoever found nobody listening before left a note.
+    agent.work_off_notes().await;
     let cni = tokio::spawn(cni.serve(agent.clone(), stop.clone().cancelled_owned()));
     info!(node = %options.node, "ready");
 
@@ -154,6 +156,7 @@ async fn start(
 ) -> anyhow::Result<Agent> {
     let mut podnet = PodNetConfig::new(&options.state_dir);
     podnet.address_rest = options.address_rest;
+    podnet.notes = Some(moat_cni::note::folder(&options.run_dir.join("agent.sock")));
     let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
         .await?
         .context("cannot take the pod network over")?;

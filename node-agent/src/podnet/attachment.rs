@@ -4,14 +4,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+use moat_cni::name;
+pub use moat_cni::name::{IFNAME_PREFIX, is_host_ifname};
 use moat_cni::protocol::{Address, Attached};
 use moat_policies::NamespacedName;
 use serde::{Deserialize, Serialize};
 
 use super::wire;
-
-/// What every host end's name begins with; eleven hex digits follow.
-pub const IFNAME_PREFIX: &str = "moat";
 
 /// The gateway that every pod has for IPv4: link-local, the same for all, held by no interface.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -36,13 +35,7 @@ impl AttachmentKey {
 
     /// The host end's name: always the same for the same key, so that a second try finds what a first one left.
     pub fn host_ifname(&self) -> String {
-        let mut hash = blake3::Hasher::new();
-        hash.update(self.container_id.as_bytes());
-        // Neither name can hold a NUL, so no two keys hash the same bytes.
-        hash.update(&[0]);
-        hash.update(self.ifname.as_bytes());
-        let digest = hash.finalize().to_hex();
-        format!("{IFNAME_PREFIX}{}", &digest.as_str()[..11])
+        name::host_ifname(&self.container_id, &self.ifname)
     }
 }
 
@@ -50,12 +43,6 @@ impl fmt::Display for AttachmentKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of container {}", self.ifname, self.container_id)
     }
-}
-
-/// Whether a link of this name can be the host end of one of our pods.
-pub fn is_host_ifname(name: &str) -> bool {
-    name.strip_prefix(IFNAME_PREFIX)
-        .is_some_and(|hex| hex.len() == 11 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 /// A pod interface: whose it is, where its two ends are, and which addresses it holds.
@@ -74,7 +61,7 @@ pub struct Attachment {
     /// `metadata.uid` of the pod, where the runtime told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
-    /// `CNI_NETNS`: the path of the pod's network namespace.
+    /// `CNI_NETNS`: the path of the pod's network namespace. Empty where only the link told of the attachment.
     pub netns: PathBuf,
     /// The name of the end in the node's namespace.
     pub host_ifname: String,
@@ -173,18 +160,6 @@ mod mac_text {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_end_has_a_name_of_its_own_that_never_changes() {
-        let name = AttachmentKey::new("c0ffee", "eth0").host_ifname();
-        assert_eq!(name, AttachmentKey::new("c0ffee", "eth0").host_ifname());
-        assert_ne!(name, AttachmentKey::new("c0ffee", "eth1").host_ifname());
-        assert_ne!(name, AttachmentKey::new("c0ffe", "eeth0").host_ifname());
-        assert_eq!(name.len(), 15, "the kernel's limit");
-        assert!(is_host_ifname(&name));
-        assert!(!is_host_ifname("moat-vxlan"));
-        assert!(!is_host_ifname("eth0"));
-    }
 
     #[test]
     fn hardware_addresses_are_local_and_unicast() {

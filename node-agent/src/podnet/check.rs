@@ -1,24 +1,33 @@
-//! Does a pod's network still look as it was made?
+//! Does a pod's network still look as it was made? And if not, mending it.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::PodNetError;
 use super::attachment::{Attachment, format_mac};
+use super::identity;
+use super::links::Link;
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
 use super::route::Hop;
+use super::sysctl;
 use super::wire;
 
 /// What is not as it was made, one sentence each. Empty: all is well. Default routes are compared
-/// for `gateways` only: a later plugin may have made others.
+/// for `gateways` only: a later plugin may have made others. Without a `netns` only the node's side is looked at.
 pub(crate) fn drift(
     netlink: &mut Netlink,
+    node: &Netns,
     attachment: &Attachment,
+    netns: Option<&Path>,
     gateways: &[IpAddr],
 ) -> Result<Vec<String>, PodNetError> {
     let mut drift = Vec::new();
     node_side(netlink, attachment, &mut drift)?;
-    let pod = match Netns::open(&attachment.netns) {
+    let (name, ipv6) = (&attachment.host_ifname, attachment.v6.is_some());
+    drift.extend(node.run(|| sysctl::drift(&sysctl::of_host_end(name, ipv6)))?);
+    let Some(netns) = netns else { return Ok(drift) };
+    let pod = match Netns::open(netns) {
         Ok(pod) => pod,
         Err(NetnsError::Missing(path)) => {
             drift.push(format!("the pod's network namespace {} is gone", path.display()));
@@ -29,10 +38,41 @@ pub(crate) fn drift(
     let inside = pod.run(|| {
         let mut drift = Vec::new();
         pod_side(&mut Netlink::open()?, attachment, gateways, &mut drift)?;
+        drift.extend(sysctl::drift(&sysctl::of_pod_end(&attachment.ifname, ipv6)));
         Ok::<_, PodNetError>(drift)
     })??;
     drift.extend(inside);
     Ok(drift)
+}
+
+/// Makes of both ends what they were. Without a `netns`, of the node's only.
+pub(crate) fn mend(
+    netlink: &mut Netlink,
+    node: &Netns,
+    attachment: &Attachment,
+    netns: Option<&Path>,
+) -> Result<(), PodNetError> {
+    let (name, ipv6) = (&attachment.host_ifname, attachment.v6.is_some());
+    node.run(|| sysctl::set_all(&sysctl::of_host_end(name, ipv6)))??;
+    wire::mend_node_end(netlink, attachment)?;
+    wire::connect(netlink, attachment)?;
+    match netns {
+        Some(netns) => wire::mend_pod_end(attachment, &Netns::open(netns)?),
+        None => Ok(()),
+    }
+}
+
+/// How an end differs from what it was made as.
+fn end(what: &str, link: &Link, mac: [u8; 6], mtu: u32, drift: &mut Vec<String>) {
+    if !link.up {
+        drift.push(format!("{what} is down"));
+    }
+    if link.mac != mac {
+        drift.push(format!("{what} has another hardware address than {}", format_mac(mac)));
+    }
+    if link.mtu != mtu {
+        drift.push(format!("{what} has the MTU {}, not {mtu}", link.mtu));
+    }
 }
 
 fn node_side(
@@ -45,14 +85,9 @@ fn node_side(
         drift.push(format!("the node's end {name} is gone"));
         return Ok(());
     };
-    if !link.up {
-        drift.push(format!("the node's end {name} is down"));
-    }
-    if link.mac != attachment.host_mac {
-        drift.push(format!(
-            "the node's end {name} has another hardware address than {}",
-            format_mac(attachment.host_mac)
-        ));
+    end(&format!("the node's end {name}"), &link, attachment.host_mac, attachment.mtu, drift);
+    if identity::of(attachment).is_some_and(|alias| alias.as_bytes() != link.alias) {
+        drift.push(format!("the alias of the node's end {name} does not say whose it is"));
     }
     for address in attachment.addresses() {
         let routes = netlink.routes(address.is_ipv6(), true)?;
@@ -78,15 +113,7 @@ fn pod_side(
         drift.push(format!("the pod has no interface {name}"));
         return Ok(());
     };
-    if !link.up {
-        drift.push(format!("the pod's interface {name} is down"));
-    }
-    if link.mac != attachment.pod_mac {
-        drift.push(format!(
-            "the pod's interface {name} has another hardware address than {}",
-            format_mac(attachment.pod_mac)
-        ));
-    }
+    end(&format!("the pod's interface {name}"), &link, attachment.pod_mac, attachment.mtu, drift);
     let present = netlink.addresses()?;
     for address in attachment.addresses() {
         if !present.contains(&(link.index, address)) {

@@ -7,6 +7,7 @@
 //! Time is microseconds since some moment that all calls agree on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -28,21 +29,48 @@ pub enum IpamError {
     /// The node has no podCIDR.
     #[error("the node has no podCIDR to take an address from")]
     NoBlock,
-    /// All addresses of a block are held.
-    #[error("all {0} addresses of {1} are taken")]
-    Exhausted(u128, IpNet),
-    /// Some addresses of a block are free, but were released too recently.
-    #[error(
-        "every free address of {block} was released less than {rest:?} ago; the next is ready in {ready:?}"
-    )]
-    Resting {
-        /// The block.
-        block: IpNet,
-        /// How long an address rests.
-        rest: Duration,
-        /// When the first may go out again.
-        ready: Duration,
-    },
+    /// All addresses of a block are held, or rest.
+    #[error("{0}")]
+    Full(Full),
+}
+
+/// Where the addresses of a block are when there is none to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full {
+    /// The block.
+    pub block: IpNet,
+    /// How many addresses of it are used at all.
+    pub usable: u128,
+    /// How many are held by pods.
+    pub held: usize,
+    /// How many are the nodes' own.
+    pub reserved: usize,
+    /// How long an address rests between two pods.
+    pub rest: Duration,
+    /// When the first that rests may go out; `None` where none rests.
+    pub next: Option<Duration>,
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { block, usable, held, reserved, .. } = self;
+        write!(f, "all {usable} addresses of {block} are taken: {held} by pods")?;
+        if *reserved > 0 {
+            write!(f, ", {reserved} by nodes")?;
+        }
+        let resting = usable.saturating_sub(*held as u128).saturating_sub(*reserved as u128);
+        match self.next {
+            None => write!(f, "; remove pods, or give the node a larger podCIDR"),
+            Some(next) => {
+                let rest = self.rest.as_secs_f32();
+                let next = next.as_secs_f32();
+                write!(
+                    f,
+                    ", and {resting} rest for {rest} s after their last pod; the next is free in {next:.1} s"
+                )
+            }
+        }
+    }
 }
 
 /// What is known about every address that was ever handed out.
@@ -57,6 +85,8 @@ pub(crate) struct Ipam {
     resting: BTreeMap<IpAddr, u64>,
     /// `resting` by age.
     by_age: BTreeSet<(u64, IpAddr)>,
+    /// Since when addresses rest that are in none of these: who had them before is not known.
+    forgotten: Option<u64>,
 }
 
 /// The usable addresses of a podCIDR.
@@ -109,7 +139,13 @@ impl Ipam {
             held: BTreeSet::new(),
             resting: BTreeMap::new(),
             by_age: BTreeSet::new(),
+            forgotten: None,
         }
+    }
+
+    /// Who had which address before `at` is not known: every address rests since then, also one that looks fresh.
+    pub(crate) fn forget_before(&mut self, at: u64) {
+        self.forgotten = Some(at);
     }
 
     /// From now on, addresses come from these blocks, and `reserved` are left out. What is held stays held.
@@ -180,24 +216,32 @@ impl Ipam {
                 && !self.resting.contains_key(address)
                 && !self.reserved.contains(address)
         });
-        if let Some(address) = fresh {
-            return Ok(address);
-        }
-        let oldest = self
+        let fresh = fresh.map(|address| (self.forgotten.unwrap_or(0), self.forgotten.is_none(), address));
+        let rested = self
             .by_age
             .iter()
-            .find(|(_, address)| block.contains(*address) && !self.reserved.contains(address));
-        match oldest {
-            None => Err(IpamError::Exhausted(block.size(), block.net)),
-            Some(&(since, address)) => {
-                let rested = Duration::from_micros(now.saturating_sub(since));
-                match self.rest.checked_sub(rested) {
-                    Some(ready) if !ready.is_zero() => {
-                        Err(IpamError::Resting { block: block.net, rest: self.rest, ready })
-                    }
-                    _ => Ok(address),
-                }
-            }
+            .find(|(_, address)| block.contains(*address) && !self.reserved.contains(address))
+            .map(|&(since, address)| (since, false, address));
+        let ready = |(since, at_once, address): (u64, bool, IpAddr)| {
+            let left = self.rest.saturating_sub(Duration::from_micros(now.saturating_sub(since)));
+            (if at_once { Duration::ZERO } else { left }, address)
+        };
+        // The fresh first; else the one that has rested longest.
+        match [fresh, rested].into_iter().flatten().map(ready).min_by_key(|(left, _)| *left) {
+            Some((Duration::ZERO, address)) => Ok(address),
+            next => Err(IpamError::Full(self.full(block, next.map(|(left, _)| left)))),
+        }
+    }
+
+    fn full(&self, block: &Block, next: Option<Duration>) -> Full {
+        let count = |set: &BTreeSet<IpAddr>| set.iter().filter(|address| block.contains(**address)).count();
+        Full {
+            block: block.net,
+            usable: block.size(),
+            held: count(&self.held),
+            reserved: count(&self.reserved),
+            rest: self.rest,
+            next,
         }
     }
 
@@ -237,7 +281,11 @@ mod tests {
         let mut small = ipam(Some("10.1.0.0/30"), None, Duration::ZERO);
         assert_eq!(v4(&mut small, 0).unwrap(), "10.1.0.1");
         assert_eq!(v4(&mut small, 0).unwrap(), "10.1.0.2");
-        assert_eq!(v4(&mut small, 0), Err(IpamError::Exhausted(2, "10.1.0.0/30".parse().unwrap())));
+        let full = v4(&mut small, 0).unwrap_err();
+        assert_eq!(
+            full.to_string(),
+            "all 2 addresses of 10.1.0.0/30 are taken: 2 by pods; remove pods, or give the node a larger podCIDR"
+        );
         // Two addresses or one: nothing to leave out.
         let mut two = ipam(Some("10.1.0.6/31"), None, Duration::ZERO);
         assert_eq!(v4(&mut two, 0).unwrap(), "10.1.0.6");
@@ -257,7 +305,7 @@ mod tests {
         for _ in 1..WINDOW {
             wide.allocate(0).unwrap();
         }
-        assert!(matches!(wide.allocate(0), Err(IpamError::Exhausted(..))));
+        assert!(matches!(wide.allocate(0), Err(IpamError::Full(Full { usable: WINDOW, next: None, .. }))));
     }
 
     #[test]
@@ -267,7 +315,7 @@ mod tests {
         assert!(first.v4.is_some() && first.v6.is_some());
         dual.allocate(0).unwrap();
         let before = dual.held.clone();
-        assert!(matches!(dual.allocate(0), Err(IpamError::Exhausted(2, _))));
+        assert!(matches!(dual.allocate(0), Err(IpamError::Full(Full { usable: 2, held: 2, .. }))));
         assert_eq!(dual.held, before, "a refusal must hold nothing");
         assert_eq!(Ipam::new(Duration::ZERO).allocate(0), Err(IpamError::NoBlock));
     }
@@ -281,7 +329,8 @@ mod tests {
         ipam.release(all[0], 20);
         ipam.release(all[5], 30);
         let refused = ipam.allocate(109).unwrap_err();
-        assert!(matches!(refused, IpamError::Resting { ready, .. } if ready == Duration::from_micros(1)));
+        let IpamError::Full(full) = refused else { panic!("{refused}") };
+        assert_eq!((full.held, full.next), (3, Some(Duration::from_micros(1))));
         assert_eq!(IpAddr::V4(ipam.allocate(110).unwrap().v4.unwrap()), all[3]);
         assert!(ipam.allocate(110).is_err());
         assert_eq!(IpAddr::V4(ipam.allocate(200).unwrap().v4.unwrap()), all[0]);
@@ -294,6 +343,32 @@ mod tests {
         let first = v4(&mut ipam, 0).unwrap();
         ipam.release(first.parse().unwrap(), 1);
         assert_eq!(v4(&mut ipam, 2).unwrap(), "10.1.0.2");
+    }
+
+    #[test]
+    fn a_full_block_says_who_has_its_addresses_and_when_the_next_is_free() {
+        let mut ipam = Ipam::new(Duration::from_secs(60));
+        let node = ["10.1.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap()];
+        ipam.set_blocks(Some("10.1.0.0/29".parse().unwrap()), None, node.into_iter().collect());
+        let all: Vec<IpAddr> = (0..5).map(|_| IpAddr::V4(ipam.allocate(0).unwrap().v4.unwrap())).collect();
+        ipam.release(all[0], 0);
+        ipam.release(all[1], 1);
+        assert_eq!(
+            ipam.allocate(17_600_000).unwrap_err().to_string(),
+            "all 6 addresses of 10.1.0.0/29 are taken: 3 by pods, 1 by nodes, and 2 rest for 60 s after their last \
+             pod; the next is free in 42.4 s"
+        );
+    }
+
+    #[test]
+    fn where_the_past_is_forgotten_even_fresh_addresses_rest() {
+        let mut ipam = ipam(Some("10.1.0.0/29"), None, Duration::from_micros(100));
+        ipam.forget_before(50);
+        ipam.hold("10.1.0.1".parse().unwrap());
+        ipam.release("10.1.0.2".parse().unwrap(), 60);
+        let IpamError::Full(full) = ipam.allocate(149).unwrap_err() else { panic!() };
+        assert_eq!((full.held, full.next), (1, Some(Duration::from_micros(1))));
+        assert_eq!(v4(&mut ipam, 150).unwrap(), "10.1.0.3");
     }
 
     #[test]

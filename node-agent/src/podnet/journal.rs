@@ -1,48 +1,46 @@
-//! The state file: who holds which address, written so that no crash and no full disk can make an address go out twice.
+//! The state file: who holds which address, written so that no crash and no full disk makes an address go out twice.
 //!
-//! One line a record, appended and synced before the address is used; so what a crash can cut off is the record
-//! of an address that nobody has yet. At each start the file is written anew with what still
-//! counts: beside the old one, synced, then moved over it, and the folder synced.
+//! What happens is appended before it is done ([`Journal::attach`]) or after it was undone ([`Journal::release`]). Two kinds
+//! of crash are told apart:
+//!
+//! - The agent dies, the kernel lives on: what was appended is in the kernel's memory, synced or not, and the links are there.
+//! - The machine dies: what was synced is on the disk, and no link is there.
+//!
+//! So a record need not have reached the disk before its link is made, but before the pod is told its addresses
+//! ([`Durable::sync`], which one call does for all that wait); and a release need not be waited for at all: without
+//! its record the next start finds an attachment whose link is gone.
+//!
+//! At each start, when the records were compared with the kernel, the file is written anew with what counts
+//! ([`Journal::renew`]): beside the old one, synced, moved over it, and the folder synced. So is it when it has grown, and
+//! when the disk may have lost a part of it.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::net::IpAddr;
+mod format;
+#[cfg(test)]
+mod power_loss;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::de::Error as _;
-use serde::{Deserialize, Serialize};
+use moat_cni::failpoint;
 use tracing::warn;
 
 use super::attachment::{Attachment, AttachmentKey};
+use super::clock::{Clock, rebase};
+use super::disk::{Disk, DiskFile};
+pub(crate) use format::Contents;
+pub(crate) use format::Record;
+use format::{Decoded, decode, header, line};
 
 const FILE: &str = "attachments.journal";
+const NEW: &str = "attachments.new";
 const LOCK: &str = "attachments.lock";
-
-/// The first line: what this file is, and in which version of its form.
-const HEADER: &str = r#"{"moat":"attachments","version":1}"#;
-
-/// One line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub(crate) enum Record {
-    /// These addresses are this attachment's.
-    Attached(Attachment),
-    /// The attachment is gone; its addresses rest since then.
-    Released {
-        /// Whose they were.
-        key: AttachmentKey,
-        /// Microseconds since the Unix epoch.
-        at: u64,
-    },
-    /// An address rests since then: what is left of an attachment when the file is written anew.
-    Resting {
-        /// The address.
-        address: IpAddr,
-        /// Microseconds since the Unix epoch.
-        at: u64,
-    },
-}
+/// Where a file goes that is damaged, for whoever wants to know what it said.
+const DAMAGED: &str = "attachments.damaged";
 
 /// Why the state file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,21 +48,16 @@ pub enum JournalError {
     /// Another process writes it.
     #[error("another agent uses the state in {0}; stop it first, or give this one another --state-dir")]
     InUse(PathBuf),
-    /// It is of a release that this one does not know, or no state file at all.
-    #[error("{0} is not a state file of this release of moat")]
-    Foreign(PathBuf),
-    /// A line in its midst cannot be read: not what a crash leaves.
+    /// It is of a later release.
     #[error(
-        "line {line} of {path} is damaged, so it is not known which addresses are taken; restore the file, or drain \
-         the node and remove it"
+        "{path} is of a later release of moat (its version is {version}); run that one, or move the file away: who \
+         has which address is then read from the pods' links"
     )]
-    Damaged {
+    Newer {
         /// The state file.
         path: PathBuf,
-        /// Which line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        source: serde_json::Error,
+        /// The version that it says it has.
+        version: u32,
     },
     /// It cannot be read or written.
     #[error("cannot {action} {path}")]
@@ -74,50 +67,23 @@ pub enum JournalError {
         /// The file or folder.
         path: PathBuf,
         /// What the kernel said.
+        #[source]
         source: io::Error,
     },
+    /// The disk lost something that it had taken.
+    #[error("the disk did not keep what was written to {0}; the file is written anew")]
+    Lost(PathBuf),
 }
 
-/// What a state file says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Contents {
-    pub(crate) attachments: BTreeMap<AttachmentKey, Attachment>,
-    pub(crate) resting: BTreeMap<IpAddr, u64>,
-}
-
-impl Contents {
-    fn apply(&mut self, record: Record) {
-        match record {
-            Record::Attached(attachment) => {
-                for address in attachment.addresses() {
-                    self.resting.remove(&address);
-                }
-                self.attachments.insert(attachment.key(), attachment);
-            }
-            Record::Released { key, at } => {
-                if let Some(attachment) = self.attachments.remove(&key) {
-                    self.resting.extend(attachment.addresses().map(|address| (address, at)));
-                }
-            }
-            Record::Resting { address, at } => {
-                self.resting.insert(address, at);
-            }
-        }
-    }
-
-    /// An address that the record gives to an attachment while another has it: nothing that we wrote.
-    fn clash(&self, record: &Record) -> Option<(IpAddr, AttachmentKey)> {
-        let Record::Attached(new) = record else { return None };
-        let others = self.attachments.iter().filter(|(key, _)| **key != new.key());
-        others
-            .flat_map(|(key, other)| other.addresses().map(move |address| (address, key.clone())))
-            .find(|(address, _)| new.addresses().any(|wanted| wanted == *address))
-    }
-
-    fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        let resting = self.resting.iter().map(|(&address, &at)| Record::Resting { address, at });
-        resting.chain(self.attachments.values().cloned().map(Record::Attached))
-    }
+/// What an opened state file was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// There was none.
+    Nothing,
+    /// Whole, but for what a crash may have cut off.
+    Whole,
+    /// Parts of it cannot be read.
+    Damaged,
 }
 
 /// A file that has grown by this much, in bytes, and to twice what counted in it, is written anew.
@@ -126,9 +92,9 @@ const SLACK: u64 = 1 << 20;
 /// The state file, open for writing by us alone.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    folder: PathBuf,
-    path: PathBuf,
-    file: File,
+    disk: Disk,
+    clock: Clock,
+    durable: Arc<Durable>,
     /// What the file says, and the pending records with it.
     contents: Contents,
     /// At which length the file is written anew.
@@ -137,48 +103,98 @@ pub(crate) struct Journal {
     length: u64,
     /// A failed write may have left something.
     dirty: bool,
+    /// The file does not say what counts: nothing can be appended to it.
+    stale: bool,
     /// Records that did not fit on the disk; they go before anything else that is written.
     pending: Vec<Record>,
     lock: File,
 }
 
+/// Waits until what was appended is on the disk. Apart from the journal, so that who waits keeps nobody from appending.
+#[derive(Debug, Default)]
+pub(crate) struct Durable {
+    /// How often something was appended.
+    appended: AtomicU64,
+    /// Where to.
+    file: Mutex<Option<Arc<DiskFile>>>,
+    /// Up to which append it is on the disk. Held while the disk is waited for.
+    synced: Mutex<u64>,
+    /// The disk may have lost what it had taken: the file must be written anew.
+    lost: AtomicBool,
+}
+
+impl Durable {
+    fn file(&self) -> Option<Arc<DiskFile>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns when everything that was appended before the call is on the disk. Who has to wait for another's call finds
+    /// afterwards, more often than not, that it was done for him as well.
+    pub(crate) fn sync(&self, path: &Path) -> Result<(), JournalError> {
+        let wanted = self.appended.load(Ordering::SeqCst);
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if *synced >= wanted {
+            return Ok(());
+        }
+        // In this order: should the file be written anew in between, the new one has all of it.
+        let now = self.appended.load(Ordering::SeqCst);
+        let Some(file) = self.file() else { return Ok(()) };
+        if self.lost.load(Ordering::SeqCst) {
+            return Err(JournalError::Lost(path.to_owned()));
+        }
+        if let Err(source) = file.sync() {
+            // The kernel tells it once and then forgets: another try would succeed, and mean nothing.
+            self.lost.store(true, Ordering::SeqCst);
+            return Err(io_error("sync", path)(source));
+        }
+        *synced = now;
+        Ok(())
+    }
+}
+
 impl Journal {
-    /// Opens the state file of `folder`, making it where there is none.
-    pub(crate) fn open(folder: &Path) -> Result<Self, JournalError> {
-        fs::create_dir_all(folder).map_err(io_error("make the folder", folder))?;
-        let lock_path = folder.join(LOCK);
-        let lock = File::create(&lock_path).map_err(io_error("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(JournalError::InUse(folder.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
-        }
-        let path = folder.join(FILE);
-        let contents = match read(&path)? {
-            Some(text) => decode(&path, &text)?.0,
-            None => Contents::default(),
+    /// Opens the state file of `folder` and says what it found. Nothing can be written before [`Journal::renew`] succeeded.
+    pub(crate) fn open(folder: &Path, clock: Clock) -> Result<(Self, Found), JournalError> {
+        let disk = Disk::open(folder).map_err(io_error("make the folder", folder))?;
+        let lock = lock(&disk)?;
+        let path = disk.path(FILE);
+        let bytes = disk.read(FILE).map_err(io_error("read", &path))?;
+        let (decoded, found) = match &bytes {
+            None => (Decoded::default(), Found::Nothing),
+            Some(bytes) => match decode(bytes) {
+                Ok(decoded) if decoded.damaged.is_none() => (decoded, Found::Whole),
+                Ok(decoded) => (decoded, Found::Damaged),
+                Err(format::Newer(version)) => return Err(JournalError::Newer { path, version }),
+            },
         };
-        if let Err(error) = rewrite(folder, &path, &contents) {
-            // A disk that is full now must not keep the pods that exist from being served: the old file is as good.
-            warn!(error = &error as &dyn std::error::Error, "the state file cannot be written anew");
-            if !path.exists() {
-                return Err(error);
-            }
+        if let Some(line) = decoded.damaged {
+            let kept = disk.path(DAMAGED);
+            let copied = std::fs::copy(&path, &kept);
+            tracing::error!(
+                line,
+                kept = %kept.display(),
+                copied = copied.is_ok(),
+                "{} is damaged; who has which address is read from the pods' links",
+                path.display()
+            );
         }
-        let length = read(&path)?.map_or(Ok(0), |text| decode(&path, &text).map(|(_, length)| length))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(io_error("open", &path))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            path,
-            file,
+        let mut contents = decoded.contents;
+        let (comparable, now) = (clock.knows(decoded.boot.as_deref()), clock.now());
+        contents.resting = rebase(contents.resting, comparable, now);
+        contents.forgotten = contents.forgotten.map(|at| if comparable { at.min(now) } else { now });
+        let journal = Self {
+            disk,
+            clock,
+            durable: Arc::new(Durable::default()),
             contents,
-            limit: length * 2 + SLACK,
-            length,
-            // Of a file that was not written anew, what a crash left is still there.
-            dirty: true,
+            limit: u64::MAX,
+            length: 0,
+            dirty: false,
+            stale: true,
             pending: Vec::new(),
             lock,
-        })
+        };
+        Ok((journal, found))
     }
 
     /// What is recorded, or will be as soon as the disk takes it.
@@ -186,73 +202,133 @@ impl Journal {
         &self.contents
     }
 
-    /// Writes a record; it is on the disk when this returns. After a failure it is as if nothing had been asked.
-    pub(crate) fn write(&mut self, record: Record) -> Result<(), JournalError> {
-        self.pending.push(record.clone());
-        let result = self.flush();
-        match result {
-            Ok(()) => {
-                self.contents.apply(record);
-                self.rewrite_if_long();
-            }
-            Err(_) => drop(self.pending.pop()),
-        }
-        result
+    /// Changes what is recorded; [`Journal::renew`] writes it down.
+    pub(crate) fn contents_mut(&mut self) -> &mut Contents {
+        self.stale = true;
+        &mut self.contents
     }
 
-    /// Writes a record now or, if the disk does not take it, before the next one that it takes.
-    ///
-    /// For releases: until the record is written, a crash leaves the address with an attachment that is gone, which
-    /// the next start sees and releases. So nothing is lost, and a full disk keeps no pod from being removed.
-    pub(crate) fn write_or_keep(&mut self, record: Record) {
+    /// To wait for the disk with.
+    pub(crate) fn durable(&self) -> Arc<Durable> {
+        Arc::clone(&self.durable)
+    }
+
+    /// Where the state file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.disk.path(FILE)
+    }
+
+    /// Whether the disk takes no records.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.stale || !self.pending.is_empty()
+    }
+
+    /// Records an attachment. After a failure it is as if nothing had been asked; after success it is not on the disk before
+    /// [`Durable::sync`] says so.
+    pub(crate) fn attach(&mut self, attachment: Attachment) -> Result<(), JournalError> {
+        let undo = self.contents.attach(attachment.clone());
+        self.pending.push(Record::Attached(attachment));
+        let written = self.flush();
+        if written.is_err() {
+            self.pending.pop();
+            self.contents.undo(undo);
+        }
+        written
+    }
+
+    /// Records that an attachment is gone, now or, if the disk does not take it, before the next record that it takes.
+    pub(crate) fn release(&mut self, key: &AttachmentKey, at: u64) {
+        self.write_or_keep(Record::Released { key: key.clone(), at });
+    }
+
+    /// Records that an address of no attachment rests, as [`Journal::release`] does.
+    pub(crate) fn rest(&mut self, address: std::net::IpAddr, at: u64) {
+        self.write_or_keep(Record::Resting { address, at });
+    }
+
+    fn write_or_keep(&mut self, record: Record) {
         self.contents.apply(record.clone());
         self.pending.push(record);
-        match self.flush() {
-            Ok(()) => self.rewrite_if_long(),
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "a release will be recorded later"),
+        if let Err(error) = self.flush() {
+            warn!(error = &error as &dyn std::error::Error, "a release will be recorded later");
         }
     }
 
-    /// Leaves out what no longer counts, where that is worth the writing. Nothing may be pending.
-    fn rewrite_if_long(&mut self) {
-        if self.length < self.limit {
-            return;
-        }
-        let rewritten = rewrite(&self.folder, &self.path, &self.contents).and_then(|length| {
-            let file =
-                OpenOptions::new().append(true).open(&self.path).map_err(io_error("open", &self.path))?;
-            Ok((length, file))
-        });
-        match rewritten {
-            Ok((length, file)) => {
-                self.file = file;
-                self.length = length;
-            }
-            Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "the state file cannot be written anew")
-            }
-        }
-        self.limit = self.length * 2 + SLACK;
-    }
-
+    /// Appends what is pending.
     fn flush(&mut self) -> Result<(), JournalError> {
+        if self.is_unusable() {
+            return self.renew();
+        }
+        let path = self.path();
+        let line = line(&self.pending);
+        let Some(file) = self.durable.file() else { return Err(JournalError::Lost(path)) };
         if self.dirty {
-            self.file.set_len(self.length).map_err(io_error("cut", &self.path))?;
+            file.cut(self.length).map_err(io_error("cut", &path))?;
         }
         // Half a line would run into the next one.
         self.dirty = true;
-        let lines: Vec<u8> = self.pending.iter().flat_map(line).collect();
-        let written = self.file.write_all(&lines).and_then(|()| self.file.sync_data());
-        if written.is_err() && self.file.set_len(self.length).is_err() {
-            // The next write begins with another try at it.
-            written.map_err(io_error("write", &self.path))
-        } else {
-            self.dirty = false;
-            written.map_err(io_error("write", &self.path))?;
-            self.length += lines.len() as u64;
-            self.pending.clear();
-            Ok(())
+        if failpoint::is_next("record torn") {
+            let _ = file.append(&line[..line.len() / 2]);
+            failpoint::reach("record torn");
         }
+        let written = file.append(&line).map_err(io_error("write", &path));
+        if written.is_err() && file.cut(self.length).is_err() {
+            // The next write begins with another try at it.
+            return written;
+        }
+        self.dirty = false;
+        written?;
+        self.durable.appended.fetch_add(1, Ordering::SeqCst);
+        self.length += line.len() as u64;
+        self.pending.clear();
+        if self.length >= self.limit
+            && let Err(error) = self.renew()
+        {
+            // What is there is good, if long.
+            warn!(error = &error as &dyn std::error::Error, "the state file cannot be written anew");
+            self.stale = false;
+            self.limit = self.length * 2 + SLACK;
+        }
+        Ok(())
+    }
+
+    /// Whether appending to the file would be in vain.
+    fn is_unusable(&self) -> bool {
+        self.stale
+            || self.durable.lost.load(Ordering::SeqCst)
+            || self.durable.file().is_none_or(|file| file.is_removed())
+    }
+
+    /// Writes the file anew, with what counts. After an error the old file is as it was, and the next record tries again.
+    pub(crate) fn renew(&mut self) -> Result<(), JournalError> {
+        self.stale = true;
+        let bytes = encode(self.clock.boot(), &self.contents);
+        let new = self.disk.path(NEW);
+        let write = || {
+            let removed = !self.disk.folder().exists();
+            self.disk.make()?;
+            let file = self.disk.create(NEW)?;
+            file.append(&bytes)?;
+            file.sync()?;
+            failpoint::reach("new file written");
+            self.disk.rename(NEW, FILE)?;
+            failpoint::reach("new file moved");
+            // Before this, a power failure may bring the old file back, without what is appended to the new one.
+            self.disk.sync()?;
+            Ok((file, removed))
+        };
+        let (file, removed) = write().map_err(io_error("write", &new))?;
+        if removed {
+            warn!(folder = %self.disk.folder().display(), "the state folder was removed; it is made anew");
+            self.lock = lock(&self.disk)?;
+        }
+        *self.durable.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
+        self.durable.lost.store(false, Ordering::SeqCst);
+        self.length = bytes.len() as u64;
+        self.limit = self.length * 2 + SLACK;
+        (self.dirty, self.stale) = (false, false);
+        self.pending.clear();
+        Ok(())
     }
 }
 
@@ -263,245 +339,47 @@ impl Drop for Journal {
     }
 }
 
-/// Every attachment that the state file in `folder` records; none where there is no such file. Reads what
-/// the agent that owns the file has synced, without disturbing it.
+fn lock(disk: &Disk) -> Result<File, JournalError> {
+    let path = disk.path(LOCK);
+    let file = File::create(&path).map_err(io_error("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(JournalError::InUse(disk.folder().to_owned())),
+        Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+    }
+}
+
+/// Every attachment that the state file in `folder` records, the oldest first; none where there is no such file. Reads
+/// without disturbing the agent that owns the file.
 pub(crate) fn read_attachments(folder: &Path) -> Result<Vec<Attachment>, JournalError> {
     let path = folder.join(FILE);
-    match read(&path)? {
-        Some(text) => Ok(decode(&path, &text)?.0.attachments.into_values().collect()),
-        None => Ok(Vec::new()),
+    match std::fs::read(&path) {
+        Ok(bytes) => match decode(&bytes) {
+            Ok(decoded) => Ok(decoded.contents.attachments().to_vec()),
+            Err(format::Newer(version)) => Err(JournalError::Newer { path, version }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(io_error("read", &path)(source)),
     }
-}
-
-fn read(path: &Path) -> Result<Option<Vec<u8>>, JournalError> {
-    let mut text = Vec::new();
-    match File::open(path).and_then(|mut file| file.read_to_end(&mut text)) {
-        Ok(_) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(io_error("read", path)(source)),
-    }
-}
-
-/// What a state file says, and how many of its bytes say it.
-fn decode(path: &Path, text: &[u8]) -> Result<(Contents, u64), JournalError> {
-    let mut contents = Contents::default();
-    let mut lines = text.split_inclusive(|&byte| byte == b'\n').enumerate();
-    let header = lines.next().map(|(_, line)| line);
-    if header.and_then(|line| line.strip_suffix(b"\n")) != Some(HEADER.as_bytes()) {
-        return Err(JournalError::Foreign(path.to_owned()));
-    }
-    let mut good = HEADER.len() as u64 + 1;
-    let mut bad = None;
-    for (index, line) in lines {
-        match serde_json::from_slice(line) {
-            Ok(record) if line.ends_with(b"\n") => {
-                let clash = || {
-                    let (address, key) = contents.clash(&record)?;
-                    let reason = format_args!("{address} belongs to {key} already");
-                    Some((index + 1, serde_json::Error::custom(reason)))
-                };
-                if let Some((line, source)) = bad.take().or_else(clash) {
-                    return Err(JournalError::Damaged { path: path.to_owned(), line, source });
-                }
-                contents.apply(record);
-                good += line.len() as u64;
-            }
-            // Without its newline it was not written to its end, so nobody was told that it was.
-            Ok(_) => break,
-            // What a crash cut off is at the end: nothing readable may follow.
-            Err(source) => {
-                bad.get_or_insert((index + 1, source));
-            }
-        }
-    }
-    Ok((contents, good))
-}
-
-/// Writes the file anew; returns its length. After an error the old file is as it was.
-fn rewrite(folder: &Path, path: &Path, contents: &Contents) -> Result<u64, JournalError> {
-    let text = encode(contents);
-    let new = path.with_extension("new");
-    let write = || {
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(io_error("write", &new))?;
-    // From the rename on, the new file is the one that counts, also if a power failure could still bring the old
-    // one back: they say the same.
-    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
-        warn!(%error, "the state file's folder cannot be synced");
-    }
-    Ok(text.len() as u64)
 }
 
 /// The whole file: what [`decode`] reads.
-fn encode(contents: &Contents) -> Vec<u8> {
-    let mut text = HEADER.as_bytes().to_vec();
-    text.push(b'\n');
-    text.extend(contents.records().flat_map(|record| line(&record)));
-    text
+fn encode(boot: &str, contents: &Contents) -> Vec<u8> {
+    let mut bytes = header(boot);
+    for record in contents.records() {
+        bytes.extend(line(&[record]));
+    }
+    bytes
 }
 
-/// A state file as it is written anew, for the fuzz targets; `None` where it cannot be read.
+/// A state file as it is written anew, for the fuzz targets; `None` where it is of a later release.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn rewritten(text: &[u8]) -> Option<Vec<u8>> {
-    decode(Path::new(FILE), text).ok().map(|(contents, _)| encode(&contents))
-}
-
-fn line(record: &Record) -> Vec<u8> {
-    // Strings and numbers: nothing here can fail to become JSON.
-    let mut line = serde_json::to_vec(record).unwrap_or_default();
-    line.push(b'\n');
-    line
+    let decoded = decode(text).ok()?;
+    Some(encode(decoded.boot.as_deref().unwrap_or_default(), &decoded.contents))
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError + use<> {
     let path = path.to_owned();
     move |source| JournalError::Io { action, path: path.clone(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attachment(container: &str, address: &str) -> Attachment {
-        let key = AttachmentKey::new(container, "eth0");
-        Attachment {
-            container_id: container.into(),
-            ifname: "eth0".into(),
-            network: "moat".into(),
-            pod_namespace: "default".into(),
-            pod_name: "web".into(),
-            pod_uid: None,
-            netns: "/run/netns/x".into(),
-            host_ifname: key.host_ifname(),
-            host_mac: [6; 6],
-            pod_mac: [2; 6],
-            v4: Some(address.parse().unwrap()),
-            v6: None,
-            mtu: 1500,
-        }
-    }
-
-    fn written() -> (tempfile::TempDir, PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(folder.path()).unwrap();
-        assert_eq!(journal.contents(), &Contents::default());
-        journal.write(Record::Attached(attachment("a", "10.1.0.1"))).unwrap();
-        journal.write(Record::Attached(attachment("b", "10.1.0.2"))).unwrap();
-        journal.write(Record::Released { key: AttachmentKey::new("a", "eth0"), at: 7 }).unwrap();
-        journal.write(Record::Attached(attachment("c", "10.1.0.3"))).unwrap();
-        let path = folder.path().join(FILE);
-        (folder, path)
-    }
-
-    fn names(contents: &Contents) -> Vec<&str> {
-        contents.attachments.keys().map(|key| key.container_id.as_str()).collect()
-    }
-
-    #[test]
-    fn what_was_written_is_read_again_and_again() {
-        let (folder, _) = written();
-        for _ in 0..3 {
-            let journal = Journal::open(folder.path()).unwrap();
-            assert_eq!(names(journal.contents()), ["b", "c"]);
-            assert_eq!(journal.contents().resting, BTreeMap::from([("10.1.0.1".parse().unwrap(), 7)]));
-            assert_eq!(read_attachments(folder.path()).unwrap().len(), 2);
-        }
-    }
-
-    #[test]
-    fn one_writer_at_a_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = Journal::open(folder.path()).unwrap();
-        assert!(matches!(Journal::open(folder.path()), Err(JournalError::InUse(_))));
-        drop(first);
-        Journal::open(folder.path()).unwrap();
-    }
-
-    /// A kill can stop the writing at any byte. Whatever it cuts off, every record before it counts, and the next is taken.
-    #[test]
-    fn cut_off_at_any_byte() {
-        let (folder, path) = written();
-        let whole = fs::read(&path).unwrap();
-        for length in HEADER.len() + 1..whole.len() {
-            let complete = whole[..length].iter().filter(|&&byte| byte == b'\n').count();
-            let expected: &[&str] = match complete - 1 {
-                0 => &[],
-                1 => &["a"],
-                2 => &["a", "b"],
-                _ => &["b"],
-            };
-            let (contents, good) = decode(&path, &whole[..length]).unwrap();
-            assert_eq!(names(&contents), expected, "cut at {length}");
-            let whole_lines = whole[..length].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
-            assert_eq!(good, whole_lines as u64, "cut at {length}");
-        }
-        for lost in [1, 2, 100] {
-            fs::write(&path, &whole[..whole.len() - lost]).unwrap();
-            let mut journal = Journal::open(folder.path()).unwrap();
-            journal.write(Record::Attached(attachment("d", "10.1.0.9"))).unwrap();
-            drop(journal);
-            let journal = Journal::open(folder.path()).unwrap();
-            assert_eq!(names(journal.contents()), ["b", "d"], "{lost} bytes lost");
-        }
-    }
-
-    #[test]
-    fn damage_in_the_midst_is_no_crash() {
-        let (folder, path) = written();
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replacen("attached", "attacked", 1)).unwrap();
-        let error = Journal::open(folder.path()).unwrap_err();
-        assert!(matches!(error, JournalError::Damaged { line: 2, .. }), "{error}");
-        fs::write(&path, "hello\n").unwrap();
-        assert!(matches!(Journal::open(folder.path()), Err(JournalError::Foreign(_))));
-    }
-
-    /// One of them would be released while the other still uses the address.
-    #[test]
-    fn an_address_of_two_attachments_is_damage() {
-        let (folder, path) = written();
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replacen("10.1.0.2", "10.1.0.1", 1)).unwrap();
-        let error = Journal::open(folder.path()).unwrap_err();
-        let JournalError::Damaged { line: 3, source, .. } = &error else { panic!("{error:?}") };
-        assert_eq!(source.to_string(), "10.1.0.1 belongs to eth0 of container a already");
-    }
-
-    #[test]
-    fn a_release_that_did_not_fit_goes_before_the_next_record() {
-        let (folder, path) = written();
-        let mut journal = Journal::open(folder.path()).unwrap();
-        // A file that cannot be written stands for the full disk.
-        let good = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
-        journal.write_or_keep(Record::Released { key: AttachmentKey::new("b", "eth0"), at: 9 });
-        assert!(journal.write(Record::Attached(attachment("d", "10.1.0.2"))).is_err());
-        journal.file = good;
-        journal.write(Record::Attached(attachment("e", "10.1.0.2"))).unwrap();
-        let told = journal.contents().clone();
-        drop(journal);
-        let journal = Journal::open(folder.path()).unwrap();
-        assert_eq!(journal.contents(), &told);
-        assert_eq!(names(&told), ["c", "e"]);
-        assert!(!told.resting.contains_key(&"10.1.0.2".parse().unwrap()));
-    }
-
-    #[test]
-    fn a_long_life_makes_no_long_file() {
-        let (folder, path) = written();
-        let mut journal = Journal::open(folder.path()).unwrap();
-        // As if it had grown: the next record makes it be written anew.
-        journal.limit = journal.length;
-        journal.write(Record::Attached(attachment("d", "10.1.0.4"))).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().len(), journal.length);
-        let lines = fs::read_to_string(&path).unwrap().lines().count();
-        assert_eq!(lines, 1 + 1 + 3, "the header, one resting address, three attachments");
-        journal.write(Record::Attached(attachment("e", "10.1.0.5"))).unwrap();
-        let told = journal.contents().clone();
-        drop(journal);
-        assert_eq!(Journal::open(folder.path()).unwrap().contents(), &told);
-    }
 }

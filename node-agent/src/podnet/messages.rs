@@ -8,7 +8,7 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkHeader, LinkInfo, LinkMessage, State,
+    LinkHeader, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourMessage, NeighbourState,
@@ -22,20 +22,6 @@ use super::netlink::{Existing, Netlink, NetlinkError, Request};
 pub(crate) struct End<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: [u8; 6],
-}
-
-/// A link, as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Link {
-    pub(crate) index: u32,
-    pub(crate) name: String,
-    pub(crate) mac: Vec<u8>,
-    pub(crate) mtu: u32,
-    /// Somebody set it up.
-    pub(crate) up: bool,
-    /// It passes packets: it is up, its peer is, and the kernel has noticed.
-    pub(crate) running: bool,
-    pub(crate) veth: bool,
 }
 
 /// A veth pair: one end in the namespace of the socket, the other in `peer_netns`. Both are down.
@@ -83,6 +69,29 @@ pub(crate) fn set_up(index: u32, name: &str) -> Request {
     Request::plain(RouteNetlinkMessage::SetLink(message), format!("set {name} up"))
 }
 
+/// Sets a link down.
+pub(crate) fn set_down(index: u32, name: &str) -> Request {
+    let mut message = link_message(index);
+    message.header.change_mask = LinkFlags::Up;
+    Request::plain(RouteNetlinkMessage::SetLink(message), format!("set {name} down"))
+}
+
+/// Writes a text to a link, for whoever looks at it.
+pub(crate) fn set_alias(name: &str, alias: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes =
+        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+    Request::plain(RouteNetlinkMessage::SetLink(message), format!("write to {name} whose it is"))
+}
+
+/// Gives a link its hardware address and its MTU.
+pub(crate) fn set_mac_and_mtu(index: u32, name: &str, mac: [u8; 6], mtu: u32) -> Request {
+    let mut message = link_message(index);
+    message.attributes = vec![LinkAttribute::Address(mac.to_vec()), LinkAttribute::Mtu(mtu)];
+    let action = format!("set the hardware address of {name} to {} and its MTU to {mtu}", format_mac(mac));
+    Request::plain(RouteNetlinkMessage::SetLink(message), action)
+}
+
 /// Removes the link `name`, and with it its peer and their routes and neighbours.
 pub(crate) fn delete_link(name: &str) -> Request {
     let mut message = LinkMessage::default();
@@ -91,7 +100,7 @@ pub(crate) fn delete_link(name: &str) -> Request {
 }
 
 /// `address`, alone in its prefix, on a link.
-pub(crate) fn add_address(index: u32, address: IpAddr) -> Request {
+pub(crate) fn add_address(index: u32, address: IpAddr, existing: Existing) -> Request {
     let mut message = AddressMessage::default();
     message.header = AddressHeader {
         family: family(address),
@@ -107,11 +116,7 @@ pub(crate) fn add_address(index: u32, address: IpAddr) -> Request {
         AddressAttribute::Local(address),
         AddressAttribute::Flags(flags),
     ];
-    Request::create(
-        RouteNetlinkMessage::NewAddress(message),
-        Existing::Refuse,
-        format!("give the pod {address}"),
-    )
+    Request::create(RouteNetlinkMessage::NewAddress(message), existing, format!("give the pod {address}"))
 }
 
 /// A neighbour entry that never ages and is never asked for.
@@ -124,33 +129,6 @@ pub(crate) fn permanent_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> 
 }
 
 impl Netlink {
-    /// The link `name`, if there is one.
-    pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        match self
-            .get(Request::plain(RouteNetlinkMessage::GetLink(message), format!("look at the link {name}")))
-        {
-            Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(read_link(&message))),
-            Ok(_) => Ok(None),
-            Err(error) if error.is(rustix::io::Errno::NODEV) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// All links.
-    pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let answers = self.dump(Request::plain(message, "list the links"))?;
-        Ok(answers
-            .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(message) => Some(read_link(message)),
-                _ => None,
-            })
-            .collect())
-    }
-
     /// All addresses, each with the index of its link.
     pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
         let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
@@ -213,29 +191,6 @@ fn neighbour_message(index: u32, address: IpAddr) -> NeighbourMessage {
         IpAddr::V6(address) => NeighbourAddress::Inet6(address),
     })];
     message
-}
-
-fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: Vec::new(),
-        mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
-        running: false,
-        veth: false,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(mac) => link.mac.clone_from(mac),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::OperState(state) => link.running = *state == State::Up,
-            LinkAttribute::LinkInfo(infos) => link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
-            _ => {}
-        }
-    }
-    link
 }
 
 pub(crate) fn family(address: IpAddr) -> AddressFamily {

@@ -13,14 +13,19 @@
 //! pair, with the node's end down; somebody else puts the pod's policy into the kernel; [`PodNet::activate`]
 //! sets the node's end up. [`PodNet::remove`] takes all of it away. So no packet passes before policy is in force.
 //!
-//! What exists is written down before it is made and forgotten after it is gone; what a crash leaves between
-//! the two is found at the next [`PodNet::open`], by the next ADD of the same attachment, or by GC.
+//! What exists is written down before it is made and forgotten after it is gone; and each link says in its alias
+//! whose it is. What a crash leaves between two steps, or a lost state folder leaves of the records, is found at the next
+//! [`PodNet::open`], by the next ADD of the same attachment, or by GC.
 
 mod attachment;
 mod check;
+mod clock;
+mod disk;
 mod error;
+mod identity;
 mod ipam;
 pub(crate) mod journal;
+mod links;
 mod messages;
 mod netlink;
 mod netns;
@@ -28,14 +33,16 @@ mod network;
 mod node;
 mod route;
 mod routes;
+mod settle;
 mod sysctl;
+mod takeover;
 mod wire;
 
 pub use attachment::{
     Attachment, AttachmentKey, GATEWAY_V4, GATEWAY_V6, IFNAME_PREFIX, format_mac, is_host_ifname,
 };
 pub use error::PodNetError;
-pub use ipam::IpamError;
+pub use ipam::{Full, IpamError};
 pub use journal::JournalError;
 pub(crate) use netlink::Netlink;
 pub use netlink::NetlinkError;

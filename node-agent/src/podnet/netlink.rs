@@ -196,20 +196,43 @@ impl Netlink {
 
     /// Everything that a dump lists.
     pub(crate) fn dump(&mut self, request: Request) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        self.ask(request, NLM_F_DUMP)
+        self.ask(request, NLM_F_DUMP, decode)
+    }
+
+    /// Everything that a dump lists, each message as it came, with its header.
+    pub(crate) fn dump_bytes(&mut self, request: Request) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        self.ask(request, NLM_F_DUMP, |bytes| Ok(Some(bytes.to_vec())))
     }
 
     /// The one object that a request asks for.
     pub(crate) fn get(&mut self, request: Request) -> Result<RouteNetlinkMessage, NetlinkError> {
+        self.get_with(request, decode)
+    }
+
+    /// The one object that a request asks for, as it came, with its header.
+    pub(crate) fn get_bytes(&mut self, request: Request) -> Result<Vec<u8>, NetlinkError> {
+        self.get_with(request, |bytes| Ok(Some(bytes.to_vec())))
+    }
+
+    fn get_with<T>(
+        &mut self,
+        request: Request,
+        read: impl Fn(&[u8]) -> io::Result<Option<T>>,
+    ) -> Result<T, NetlinkError> {
         let action = request.action.clone();
-        let answers = self.ask(request, NLM_F_ACK)?;
+        let answers = self.ask(request, NLM_F_ACK, read)?;
         answers
             .into_iter()
             .next()
             .ok_or_else(|| NetlinkError::new(action, io::Error::other("the kernel answered nothing")))
     }
 
-    fn ask(&mut self, request: Request, flags: u16) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    fn ask<T>(
+        &mut self,
+        request: Request,
+        flags: u16,
+        read: impl Fn(&[u8]) -> io::Result<Option<T>>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let Request { message, action, .. } = request;
         let mut bytes = Vec::new();
         self.write(&mut bytes, message, flags);
@@ -228,12 +251,9 @@ impl Netlink {
                     NLMSG_OVERRUN => {
                         end = Some(Err(failed(io::Error::other("the kernel's answer did not fit"))));
                     }
-                    _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(frame.bytes) {
-                        Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
-                            answers.push(message);
-                        }
-                        Ok(_) => {}
-                        Err(error) => end = Some(Err(failed(io::Error::other(error.to_string())))),
+                    _ => match read(frame.bytes) {
+                        Ok(answer) => answers.extend(answer),
+                        Err(error) => end = Some(Err(failed(error))),
                     },
                 }
             })
@@ -271,6 +291,14 @@ impl Netlink {
             each(frame);
         }
         Ok(())
+    }
+}
+
+fn decode(bytes: &[u8]) -> io::Result<Option<RouteNetlinkMessage>> {
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+        Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => Ok(Some(message)),
+        Ok(_) => Ok(None),
+        Err(error) => Err(io::Error::other(error.to_string())),
     }
 }
 

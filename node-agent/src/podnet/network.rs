@@ -23,12 +23,14 @@ pub struct PodNetConfig {
     pub address_rest: Duration,
     /// The MTU of the pods' links. `None`: that of the link with the node's address.
     pub mtu: Option<u32>,
+    /// The folder where plugins leave notes of what they removed while no agent ran ([`moat_cni::note`]), if any.
+    pub notes: Option<PathBuf>,
 }
 
 impl PodNetConfig {
     /// The defaults, with the state in `state_dir`.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: state_dir.into(), address_rest: Duration::from_secs(10), mtu: None }
+        Self { state_dir: state_dir.into(), address_rest: Duration::from_secs(60), mtu: None, notes: None }
     }
 }
 
@@ -54,6 +56,8 @@ pub struct Prepare {
 pub struct Gc {
     /// The attachments that are gone.
     pub removed: Vec<Attachment>,
+    /// The attachments that were not as they were made and are again, and what was wrong, one sentence each.
+    pub mended: Vec<(Attachment, Vec<String>)>,
     /// What could not be removed.
     pub errors: Vec<PodNetError>,
 }
@@ -73,8 +77,10 @@ pub fn read_attachments(state_dir: &Path) -> Result<Vec<Attachment>, JournalErro
 impl PodNet {
     /// Takes the pod network of the calling thread's network namespace over from the agent that ran before, if any.
     ///
-    /// Attachments whose link or namespace is gone are released; links with no attachment are removed;
-    /// the routes of the others are made where they are missing. No address can be given before [`PodNet::set_nodes`].
+    /// First the notes are worked off that plugins left. Then records and links are compared, and the links go first: an
+    /// attachment whose link or namespace is gone is released; one that only its link tells of is recorded; a link of which
+    /// nobody knows whose it is is closed, its addresses reserved. Routes are made where they are missing.
+    /// No address can be given before [`PodNet::set_nodes`].
     pub fn open(config: PodNetConfig) -> Result<Self, PodNetError> {
         Ok(Self(Arc::new(NodeNetwork::open(config)?)))
     }
@@ -95,11 +101,18 @@ impl PodNet {
         self.blocking(move |node| node.reserve(request)).await
     }
 
-    /// Makes the interface of a reserved attachment; its node's end stays down. After an error nothing is left, and the
-    /// addresses are released.
+    /// Makes the interface of a reserved attachment, whose node's end stays down, and sees to it that the record is on the
+    /// disk. After an error nothing is left, and the addresses are released.
     pub async fn build(&self, attachment: &Attachment) -> Result<(), PodNetError> {
-        let attachment = attachment.clone();
-        self.blocking(move |node| node.build(&attachment)).await
+        let pair = attachment.clone();
+        // Beside each other: a power failure takes the pair along, so it need not wait for the disk.
+        let (built, synced) =
+            tokio::join!(self.blocking(move |node| node.build(&pair)), self.blocking(NodeNetwork::sync));
+        let Err(error) = built.and(synced) else { return Ok(()) };
+        Err(match self.remove(&attachment.key()).await {
+            Ok(_) => error,
+            Err(also) => PodNetError::Several(vec![error, also]),
+        })
     }
 
     /// [`PodNet::reserve`], then [`PodNet::build`].
@@ -122,7 +135,7 @@ impl PodNet {
         self.blocking(move |node| node.remove(&key)).await
     }
 
-    /// Every attachment there is.
+    /// Every attachment there is, the oldest first.
     pub fn attachments(&self) -> Vec<Attachment> {
         self.0.attachments()
     }
@@ -146,6 +159,12 @@ impl PodNet {
         self.blocking(move |node| node.check(key, &netns, &addresses, &gateways)).await
     }
 
+    /// The attachments that a plugin removed, or should have, since [`PodNet::open`] read the notes: for [`PodNet::remove`],
+    /// which takes the note back as well.
+    pub async fn noted(&self) -> Result<Vec<AttachmentKey>, PodNetError> {
+        self.blocking(NodeNetwork::noted).await
+    }
+
     /// The attachments of `network` that are not among `valid`.
     pub fn stale(&self, network: &str, valid: &BTreeSet<AttachmentKey>) -> Vec<Attachment> {
         let mut attachments = self.0.attachments();
@@ -154,9 +173,10 @@ impl PodNet {
     }
 
     /// Removes the attachments of `network` that are not among `valid`, and every link that looks like a pod's and belongs to
-    /// no attachment. Goes on after an error.
+    /// no attachment; mends those that stay, where they are not as they were made. Goes on after an error.
     pub async fn gc(&self, network: &str, valid: &BTreeSet<AttachmentKey>) -> Gc {
         let stale = self.stale(network, valid);
+        let (network, valid) = (network.to_owned(), valid.clone());
         self.blocking(move |node| {
             let mut gc = Gc::default();
             for attachment in stale {
@@ -165,7 +185,14 @@ impl PodNet {
                     Err(error) => gc.errors.push(error),
                 }
             }
-            gc.errors.extend(node.remove_strays().err());
+            gc.errors.extend(node.remove_strays(&valid).err());
+            for attachment in node.attachments().into_iter().filter(|a| a.network == network) {
+                match node.mend(&attachment) {
+                    Ok(drift) if drift.is_empty() => {}
+                    Ok(drift) => gc.mended.push((attachment, drift)),
+                    Err(error) => gc.errors.push(error),
+                }
+            }
             gc
         })
         .await

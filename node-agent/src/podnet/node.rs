@@ -5,18 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
+use moat_cni::failpoint;
 use moat_policies::Node;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::attachment::{Attachment, AttachmentKey, is_host_ifname, macs};
+use super::attachment::{Attachment, AttachmentKey, macs};
 use super::check;
+use super::clock::Clock;
 use super::ipam::Ipam;
-use super::journal::{Journal, Record};
-use super::messages::Link;
+use super::journal::{Durable, Journal};
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
 use super::routes;
@@ -29,75 +29,76 @@ const DEFAULT_MTU: u32 = 1500;
 
 #[derive(Debug)]
 pub(crate) struct NodeNetwork {
-    config: PodNetConfig,
-    node: Netns,
+    pub(crate) config: PodNetConfig,
+    pub(crate) node: Netns,
     /// Sockets that nobody uses just now. The kernel takes tens of milliseconds to remove a link; who waits for
     /// that must not keep the others waiting.
     idle: Mutex<Vec<Netlink>>,
     state: Mutex<State>,
     clock: Clock,
+    durable: Arc<Durable>,
 }
 
 #[derive(Debug)]
-struct State {
-    ipam: Ipam,
-    journal: Journal,
+pub(crate) struct State {
+    pub(crate) ipam: Ipam,
+    pub(crate) journal: Journal,
+    /// Links of which nobody knows whose they are, and the addresses that they may hold.
+    pub(crate) closed: BTreeMap<String, Vec<IpAddr>>,
     mtu: u32,
     /// What was last said about nodes without a route, so that it is said once.
     skipped: BTreeSet<String>,
 }
 
 impl State {
-    fn attachments(&self) -> &BTreeMap<AttachmentKey, Attachment> {
-        &self.journal.contents().attachments
-    }
-}
-
-/// Microseconds since the Unix epoch that never go back while the agent runs, whatever is done to the machine's clock.
-#[derive(Debug)]
-struct Clock {
-    started: Instant,
-    at_start: u64,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { started: Instant::now(), at_start: since_epoch.as_micros() as u64 }
+    pub(crate) fn new(
+        ipam: Ipam,
+        journal: Journal,
+        closed: BTreeMap<String, Vec<IpAddr>>,
+        config: &PodNetConfig,
+    ) -> Self {
+        Self { ipam, journal, closed, mtu: config.mtu.unwrap_or(DEFAULT_MTU), skipped: BTreeSet::new() }
     }
 
-    fn now(&self) -> u64 {
-        self.at_start + self.started.elapsed().as_micros() as u64
+    /// An attachment is gone, and its link with it.
+    fn release(&mut self, key: &AttachmentKey, now: u64) -> Option<Attachment> {
+        let attachment = self.journal.contents().get(key)?.clone();
+        self.journal.release(key, now);
+        attachment.addresses().for_each(|address| self.free(address, now));
+        Some(attachment)
+    }
+
+    /// A link is gone of which nobody knew whose it was.
+    fn release_closed(&mut self, link: &str, now: u64) {
+        for address in self.closed.remove(link).unwrap_or_default() {
+            self.free(address, now);
+            self.journal.rest(address, now);
+        }
+    }
+
+    /// One that had the address has it no more. Damage may have made that two.
+    fn free(&mut self, address: IpAddr, now: u64) {
+        let closed = self.closed.values().flatten().any(|held| *held == address);
+        if !closed && !self.journal.contents().holds(address) {
+            self.ipam.release(address, now);
+        }
     }
 }
 
 impl NodeNetwork {
-    /// Takes over what is there; see [`super::PodNet::open`].
-    pub(crate) fn open(config: PodNetConfig) -> Result<Self, PodNetError> {
-        let journal = Journal::open(&config.state_dir)?;
-        let clock = Clock::start();
-        let mut ipam = Ipam::new(config.address_rest);
-        for (&address, &at) in &journal.contents().resting {
-            // The clock may have been set back since.
-            ipam.release(address, at.min(clock.at_start));
-        }
-        for address in journal.contents().attachments.values().flat_map(Attachment::addresses) {
-            ipam.hold(address);
-        }
-        let state = State { ipam, journal, mtu: config.mtu.unwrap_or(DEFAULT_MTU), skipped: BTreeSet::new() };
-        let network = Self {
-            config,
-            node: Netns::current()?,
-            idle: Mutex::new(vec![Netlink::open()?]),
-            state: Mutex::new(state),
-            clock,
-        };
-        network.adopt()?;
-        Ok(network)
+    pub(crate) fn new(
+        config: PodNetConfig,
+        clock: Clock,
+        netlink: Netlink,
+        state: State,
+    ) -> Result<Self, PodNetError> {
+        let durable = state.journal.durable();
+        let (idle, state) = (Mutex::new(vec![netlink]), Mutex::new(state));
+        Ok(Self { config, node: Netns::current()?, idle, state, clock, durable })
     }
 
     // Nothing is left half-done in memory where a thread could panic, so a poisoned lock holds good state.
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,72 +119,21 @@ impl NodeNetwork {
     }
 
     pub(crate) fn attachments(&self) -> Vec<Attachment> {
-        self.state().attachments().values().cloned().collect()
+        self.state().journal.contents().attachments().to_vec()
     }
 
     pub(crate) fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
-        self.state().attachments().get(key).cloned()
+        self.state().journal.contents().get(key).cloned()
     }
 
     pub(crate) fn available(&self) -> Result<(), PodNetError> {
-        Ok(self.state().ipam.available(self.clock.now())?)
-    }
-
-    fn adopt(&self) -> Result<(), PodNetError> {
-        let links: BTreeMap<String, (u32, bool)> =
-            self.links()?.into_iter().map(|link| (link.name, (link.index, link.up))).collect();
-        let attachments = self.attachments();
-        let mut requests = Vec::new();
-        for attachment in &attachments {
-            match links.get(&attachment.host_ifname) {
-                Some(&(index, up)) if Netns::open(&attachment.netns).is_ok() => {
-                    // One that is down was never activated: its runtime was never told that it is there.
-                    if up {
-                        requests.extend(wire::lead(index, attachment));
-                    }
-                }
-                _ => {
-                    info!(pod = %attachment.pod(), attachment = %attachment.key(), "its pod is gone: released");
-                    if let Err(error) = self.remove(&attachment.key()) {
-                        warn!(
-                            error = &error as &dyn std::error::Error,
-                            "it stays recorded, and so do its addresses"
-                        );
-                    }
-                }
-            }
-        }
-        for result in self.netlink(|netlink| Ok(netlink.apply_each(requests)))? {
-            if let Err(error) = result {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a pod's route or neighbour cannot be restored"
-                );
-            }
-        }
-        if let Err(error) = self.remove_strays() {
-            warn!(error = &error as &dyn std::error::Error, "a link that belongs to no attachment stays");
+        let mut state = self.state();
+        state.ipam.available(self.clock.now())?;
+        if state.journal.is_behind() {
+            // Perhaps there is room again: the question is the occasion to look.
+            state.journal.renew()?;
         }
         Ok(())
-    }
-
-    /// Removes the links that look like a pod's and belong to no attachment. Their addresses are not known to be taken, so
-    /// they must not be left to answer for them.
-    pub(crate) fn remove_strays(&self) -> Result<(), PodNetError> {
-        let known: BTreeSet<String> =
-            self.state().attachments().values().map(|a| a.host_ifname.clone()).collect();
-        let mut errors = Vec::new();
-        for link in self.links()? {
-            if link.veth && is_host_ifname(&link.name) && !known.contains(&link.name) {
-                warn!(link = link.name, "a pod's link that belongs to no recorded attachment: removed");
-                errors.extend(self.netlink(|netlink| Ok(wire::remove(netlink, &link.name)?)).err());
-            }
-        }
-        PodNetError::collect(errors)
-    }
-
-    fn links(&self) -> Result<Vec<Link>, PodNetError> {
-        self.netlink(|netlink| Ok(netlink.links()?))
     }
 
     pub(crate) fn reserve(&self, request: Prepare) -> Result<Attachment, PodNetError> {
@@ -193,75 +143,93 @@ impl NodeNetwork {
             return Err(NetnsError::NotAPods(request.netns).into());
         }
         let host_ifname = key.host_ifname();
-        if let Some(link) = self.netlink(|netlink| Ok(netlink.link(&host_ifname)?))?
-            && link.up
-            && self.state().attachments().contains_key(&key)
-        {
+        // It was about an earlier container of this name.
+        self.drop_note(&host_ifname);
+        let link = self.netlink(|netlink| Ok(netlink.link(&host_ifname)?))?;
+        let known = self.attachment(&key).is_some();
+        if known && link.as_ref().is_some_and(|link| link.up) {
             return Err(PodNetError::InterfaceExists(key));
         }
-        self.remove(&key)?;
-        let attachment = {
-            let mut state = self.state();
-            let addresses = state.ipam.allocate(self.clock.now())?;
-            let (host_mac, pod_mac) = macs(addresses.v4, addresses.v6);
-            let attachment = Attachment {
-                container_id: key.container_id.clone(),
-                ifname: key.ifname.clone(),
-                network: request.network,
-                pod_namespace: request.pod_namespace,
-                pod_name: request.pod_name,
-                pod_uid: request.pod_uid,
-                netns: request.netns,
-                host_ifname,
-                host_mac,
-                pod_mac,
-                v4: addresses.v4,
-                v6: addresses.v6,
-                mtu: state.mtu,
-            };
-            // On the disk before it is in the kernel: else a crash could leave a pod with an address that looks free.
-            if let Err(error) = state.journal.write(Record::Attached(attachment.clone())) {
-                for address in attachment.addresses() {
-                    state.ipam.release(address, self.clock.now());
-                }
-                return Err(error.into());
-            }
-            attachment
+        if known || link.is_some() {
+            self.remove(&key)?;
+        }
+        failpoint::reach("before the record");
+        let mut state = self.state();
+        let addresses = state.ipam.allocate(self.clock.now())?;
+        let (host_mac, pod_mac) = macs(addresses.v4, addresses.v6);
+        let attachment = Attachment {
+            container_id: key.container_id,
+            ifname: key.ifname,
+            network: request.network,
+            pod_namespace: request.pod_namespace,
+            pod_name: request.pod_name,
+            pod_uid: request.pod_uid,
+            netns: request.netns,
+            host_ifname,
+            host_mac,
+            pod_mac,
+            v4: addresses.v4,
+            v6: addresses.v6,
+            mtu: state.mtu,
         };
+        // Written before it is in the kernel: else a crash could leave a pod with an address that looks free.
+        if let Err(error) = state.journal.attach(attachment.clone()) {
+            for address in attachment.addresses() {
+                state.ipam.release(address, self.clock.now());
+            }
+            return Err(error.into());
+        }
+        failpoint::reach("recorded");
         Ok(attachment)
     }
 
     pub(crate) fn build(&self, attachment: &Attachment) -> Result<(), PodNetError> {
-        let made = Netns::open(&attachment.netns)
-            .map_err(PodNetError::from)
-            .and_then(|pod| wire::build(attachment, &pod, &self.node));
-        made.map_err(|error| match self.remove(&attachment.key()) {
-            Ok(_) => error,
-            Err(also) => PodNetError::Several(vec![error, also]),
-        })
+        wire::build(attachment, &Netns::open(&attachment.netns)?, &self.node)?;
+        failpoint::reach("pod's end made");
+        self.netlink(|netlink| Ok(wire::mark(netlink, attachment)?))?;
+        failpoint::reach("marked");
+        Ok(())
+    }
+
+    /// Waits until everything that was recorded so far is on the disk.
+    pub(crate) fn sync(&self) -> Result<(), PodNetError> {
+        let path = self.state().journal.path();
+        self.durable.sync(&path)?;
+        failpoint::reach("synced");
+        Ok(())
     }
 
     pub(crate) fn activate(&self, attachment: &Attachment) -> Result<(), PodNetError> {
         // On a thread that is sure to be in the node's namespace, where the link's parameters are.
-        self.node.run(|| sysctl::prepare_host_end(&attachment.host_ifname, attachment.v6.is_some()))??;
+        let (name, ipv6) = (&attachment.host_ifname, attachment.v6.is_some());
+        self.node.run(|| sysctl::set_all(&sysctl::of_host_end(name, ipv6)))??;
+        failpoint::reach("before up");
         self.netlink(|netlink| wire::connect(netlink, attachment))?;
+        failpoint::reach("up");
         wire::wait_until_ready(attachment, &Netns::open(&attachment.netns)?)
     }
 
     pub(crate) fn remove(&self, key: &AttachmentKey) -> Result<Option<Attachment>, PodNetError> {
         // The link first: an address is free only when nobody can use it any more. The name follows from the key, so that
         // a link is found which no record tells of.
-        self.netlink(|netlink| Ok(wire::remove(netlink, &key.host_ifname())?))?;
+        let link = key.host_ifname();
+        self.netlink(|netlink| Ok(wire::remove(netlink, &link)?))?;
+        failpoint::reach("link gone");
         let mut state = self.state();
-        let Some(attachment) = state.attachments().get(key).cloned() else {
-            return Ok(None);
-        };
         let now = self.clock.now();
-        for address in attachment.addresses() {
-            state.ipam.release(address, now);
-        }
-        state.journal.write_or_keep(Record::Released { key: key.clone(), at: now });
-        Ok(Some(attachment))
+        state.release_closed(&link, now);
+        let released = state.release(key, now);
+        drop(state);
+        failpoint::reach("released");
+        self.drop_note(&link);
+        Ok(released)
+    }
+
+    /// Removes a link that is nobody's, or nobody knows whose.
+    pub(crate) fn remove_link(&self, link: &str) -> Result<(), PodNetError> {
+        self.netlink(|netlink| Ok(wire::remove(netlink, link)?))?;
+        self.state().release_closed(link, self.clock.now());
+        Ok(())
     }
 
     pub(crate) fn check(
@@ -271,11 +239,12 @@ impl NodeNetwork {
         addresses: &[IpAddr],
         gateways: &[IpAddr],
     ) -> Result<(), PodNetError> {
-        let Some(attachment) = self.attachment(&key) else {
+        let Some(mut attachment) = self.attachment(&key) else {
             return Err(PodNetError::UnknownAttachment(key));
         };
         let mut drift = Vec::new();
-        if attachment.netns != netns {
+        let unknown = attachment.netns.as_os_str().is_empty();
+        if !unknown && attachment.netns != netns {
             drift.push(format!("it was made in the namespace {}", attachment.netns.display()));
         }
         for address in attachment.addresses().filter(|address| !addresses.contains(address)) {
@@ -285,8 +254,37 @@ impl NodeNetwork {
         for address in addresses.iter().filter(|address| !held.contains(address)) {
             drift.push(format!("the runtime believes that it has {address}"));
         }
-        drift.extend(self.netlink(|netlink| check::drift(netlink, &attachment, gateways))?);
-        if drift.is_empty() { Ok(()) } else { Err(PodNetError::Drifted { key, drift }) }
+        drift.extend(
+            self.netlink(|netlink| check::drift(netlink, &self.node, &attachment, Some(netns), gateways))?,
+        );
+        if !drift.is_empty() {
+            return Err(PodNetError::Drifted { key, drift });
+        }
+        if unknown {
+            // The runtime knows what no link could tell.
+            attachment.netns = netns.to_owned();
+            self.state().journal.attach(attachment)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an attachment what it was, where it is not; returns what was not.
+    pub(crate) fn mend(&self, attachment: &Attachment) -> Result<Vec<String>, PodNetError> {
+        let netns = Some(attachment.netns.as_path()).filter(|path| !path.as_os_str().is_empty());
+        let drift = || {
+            // Which default routes the pod should have is not known without the runtime's word.
+            self.netlink(|netlink| check::drift(netlink, &self.node, attachment, netns, &[]))
+        };
+        let found = drift()?;
+        if found.is_empty() {
+            return Ok(found);
+        }
+        self.netlink(|netlink| check::mend(netlink, &self.node, attachment, netns))?;
+        let left = drift()?;
+        if left.is_empty() {
+            return Ok(found);
+        }
+        Err(PodNetError::Drifted { key: attachment.key(), drift: left })
     }
 
     pub(crate) fn set_nodes(&self, local: &Node, others: &[Node]) -> Result<(), PodNetError> {
@@ -335,7 +333,8 @@ impl NodeNetwork {
     fn mtu_of(&self, addresses: &[IpAddr]) -> Result<u32, PodNetError> {
         let present = self.netlink(|netlink| Ok(netlink.addresses()?))?;
         let index = present.into_iter().find(|(_, address)| addresses.contains(address));
-        let link = self.links()?.into_iter().find(|link| index.is_some_and(|(index, _)| index == link.index));
+        let links = self.netlink(|netlink| Ok(netlink.links()?))?;
+        let link = links.into_iter().find(|link| index.is_some_and(|(index, _)| index == link.index));
         Ok(link.map_or(DEFAULT_MTU, |link| link.mtu))
     }
 }

@@ -57,39 +57,55 @@ pub(crate) fn forward_ipv6() -> Result<(), SysctlError> {
     set("ipv6/conf/all/forwarding", "1")
 }
 
-/// What the host end of a pod needs before it comes up.
-pub(crate) fn prepare_host_end(name: &str, ipv6: bool) -> Result<(), SysctlError> {
-    // The agent's own chain on the link pins the pod's addresses for both families, at a lower price than this one's.
-    set(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
-    set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
-    // The pod knows its gateway's hardware address; nothing is to be answered in somebody else's name.
-    set(&format!("ipv4/conf/{name}/proxy_arp"), "0")?;
-    set(&format!("ipv4/conf/{name}/accept_redirects"), "0")?;
+/// What the host end of a pod needs before it comes up, each with its value.
+pub(crate) fn of_host_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let mut wanted = vec![
+        // The agent's own chain on the link pins the pod's addresses for both families, at a lower price than this one's.
+        (format!("ipv4/conf/{name}/rp_filter"), "0"),
+        (format!("ipv4/conf/{name}/forwarding"), "1"),
+        // The pod knows its gateway's hardware address; nothing is to be answered in somebody else's name.
+        (format!("ipv4/conf/{name}/proxy_arp"), "0"),
+        (format!("ipv4/conf/{name}/accept_redirects"), "0"),
+    ];
     if !has_ipv6() {
-        return Ok(());
+        return wanted;
     }
     // What comes from a pod never configures the node.
-    set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-    set(&format!("ipv6/conf/{name}/accept_redirects"), "0")?;
+    wanted.push((format!("ipv6/conf/{name}/accept_ra"), "0"));
+    wanted.push((format!("ipv6/conf/{name}/accept_redirects"), "0"));
     if ipv6 {
-        set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
-        set(&format!("ipv6/conf/{name}/forwarding"), "1")?;
+        wanted.push((format!("ipv6/conf/{name}/disable_ipv6"), "0"));
+        wanted.push((format!("ipv6/conf/{name}/forwarding"), "1"));
     } else {
-        set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+        wanted.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
     }
-    Ok(())
+    wanted
 }
 
-/// What the pod's end needs before it comes up.
-pub(crate) fn prepare_pod_end(name: &str, ipv6: bool) -> Result<(), SysctlError> {
+/// What the pod's end needs before it comes up, each with its value.
+pub(crate) fn of_pod_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     if !has_ipv6() {
-        return Ok(());
+        return Vec::new();
     }
     // Its address and routes are given; it need not ask for a router.
-    set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+    let mut wanted = vec![(format!("ipv6/conf/{name}/accept_ra"), "0")];
     if ipv6 {
         // Some runtimes turn IPv6 off in every new namespace.
-        set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        wanted.push((format!("ipv6/conf/{name}/disable_ipv6"), "0"));
     }
-    Ok(())
+    wanted
+}
+
+/// Sets all of them.
+pub(crate) fn set_all(wanted: &[(String, &'static str)]) -> Result<(), SysctlError> {
+    wanted.iter().try_for_each(|(name, value)| set(name, value))
+}
+
+/// Which of them have another value, in words.
+pub(crate) fn drift(wanted: &[(String, &'static str)]) -> Vec<String> {
+    let differs = |(name, value): &(String, &'static str)| {
+        let now = get(name)?;
+        (now != *value).then(|| format!("the kernel parameter net/{name} is {now}, not {value}"))
+    };
+    wanted.iter().filter_map(differs).collect()
 }

@@ -3,16 +3,20 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+use moat_cni::failpoint;
 use rustix::io::Errno;
+use tracing::warn;
 
 use super::PodNetError;
 use super::attachment::{Attachment, GATEWAY_V4, GATEWAY_V6};
+use super::identity;
 use super::messages::{self, End, full_length};
-use super::netlink::{Netlink, NetlinkError, Request};
+use super::netlink::{Existing, Netlink, NetlinkError, Request};
 use super::netns::Netns;
 use super::route::{Hop, Route};
+use super::settle::Closed;
 use super::sysctl;
-use ipnet::IpNet;
 
 /// How long the kernel may take to notice that both ends of a pair are up.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -61,6 +65,61 @@ pub(crate) fn build(attachment: &Attachment, pod: &Netns, node: &Netns) -> Resul
     pod.run(|| build_inside(attachment, node))?
 }
 
+/// Writes to the node's end whose it is.
+pub(crate) fn mark(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), NetlinkError> {
+    match identity::of(attachment) {
+        Some(alias) => netlink.apply(vec![messages::set_alias(&attachment.host_ifname, &alias)]),
+        None => {
+            warn!(
+                pod = %attachment.pod(),
+                "its names are too long for a link's alias: should the state folder be lost, the pod is closed"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Sets a link down for good of which nobody knows whose it is, and writes to it which addresses it may hold.
+pub(crate) fn close(netlink: &mut Netlink, closed: &Closed) -> Result<(), NetlinkError> {
+    netlink.apply(vec![
+        messages::set_alias(&closed.link, &identity::closed(&closed.link, &closed.addresses)),
+        messages::set_down(closed.index, &closed.link),
+    ])
+}
+
+/// Makes of the node's end what it was, but for what [`connect`] does.
+pub(crate) fn mend_node_end(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), PodNetError> {
+    let name = attachment.host_ifname.as_str();
+    let index = index_of(netlink, name)?;
+    netlink.apply(vec![messages::set_mac_and_mtu(index, name, attachment.host_mac, attachment.mtu)])?;
+    Ok(mark(netlink, attachment)?)
+}
+
+/// Makes of the pod's end what it was. A default route is made only where there is none of its family: a later plugin may
+/// have made another.
+pub(crate) fn mend_pod_end(attachment: &Attachment, pod: &Netns) -> Result<(), PodNetError> {
+    pod.run(|| {
+        let name = attachment.ifname.as_str();
+        let mut netlink = Netlink::open()?;
+        let index = index_of(&mut netlink, name)?;
+        sysctl::set_all(&sysctl::of_pod_end(name, attachment.v6.is_some()))?;
+        let mut requests = vec![messages::set_mac_and_mtu(index, name, attachment.pod_mac, attachment.mtu)];
+        for address in attachment.addresses() {
+            requests.push(messages::add_address(index, address, Existing::Replace));
+        }
+        requests.push(messages::set_up(index, name));
+        for address in attachment.addresses() {
+            requests.push(messages::permanent_neighbour(index, gateway(address), attachment.host_mac));
+            let present = netlink.routes(address.is_ipv6(), false)?;
+            let has_default = present.iter().any(|route| route.to.prefix_len() == 0);
+            let routes = pod_routes(index, address).into_iter();
+            let missing = routes.filter(|route| route.to.prefix_len() > 0 || !has_default);
+            requests.extend(missing.map(|route| route.set()));
+        }
+        Ok(netlink.apply(requests)?)
+    })?
+}
+
 fn build_inside(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError> {
     use std::os::fd::AsFd;
     let name = attachment.ifname.as_str();
@@ -70,16 +129,19 @@ fn build_inside(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError
     netlink
         .apply(vec![messages::create_veth(&pod_end, &host_end, node.as_fd(), attachment.mtu)])
         .map_err(|error| exists(error, attachment))?;
+    failpoint::reach("veth made");
     let index = index_of(&mut netlink, name)?;
     let loopback = index_of(&mut netlink, "lo")?;
-    sysctl::prepare_pod_end(name, attachment.v6.is_some())?;
+    sysctl::set_all(&sysctl::of_pod_end(name, attachment.v6.is_some()))?;
     let mut requests = Vec::with_capacity(12);
     if sysctl::has_ipv6() {
         requests.push(messages::no_made_up_address(index, name));
     }
     // A pod reaches itself by its own address over the loopback interface.
     requests.push(messages::set_up(loopback, "lo"));
-    requests.extend(attachment.addresses().map(|address| messages::add_address(index, address)));
+    requests.extend(
+        attachment.addresses().map(|address| messages::add_address(index, address, Existing::Refuse)),
+    );
     requests.push(messages::set_up(index, name));
     for address in attachment.addresses() {
         requests.push(messages::permanent_neighbour(index, gateway(address), attachment.host_mac));

@@ -202,7 +202,8 @@ impl TestNode {
             thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async move {
-                    let config = PodNetConfig { address_rest: rest, ..PodNetConfig::new(state_dir) };
+                    let notes = Some(moat_cni::note::folder(&socket));
+                    let config = PodNetConfig { address_rest: rest, notes, ..PodNetConfig::new(state_dir) };
                     let podnet = PodNet::open(config).unwrap();
                     podnet.set_nodes(&local, &others).await.unwrap();
                     let server = CniServer::bind(&socket).unwrap();
