@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use moat_manifests::{
     Changes, Collection, Error, Errors, Part, PodStatus, Position, Source, decode, decode_pod_status,
-    fingerprint,
+    fingerprint, on_a_deep_stack,
 };
 use moat_policies::{Key, NamespacedName, Object};
 use proptest::prelude::*;
@@ -149,40 +149,45 @@ proptest! {
 
     #[test]
     fn any_history_leads_where_a_fresh_start_leads(
-        // Each step: what changes before the next look.
         steps in prop::collection::vec(prop::collection::vec(edit(), 1..4), 1..12)
     ) {
-        let mut collection = Collection::new();
-        let mut follower = Follower::default();
-        let mut files: BTreeMap<Position, Source> = BTreeMap::new();
-        for edits in steps {
-            for (file, content) in edits {
-                let position = position(file);
-                match content {
-                    Some(lines) => {
-                        let source = Source { file: name(file), bytes: text(file, &lines) };
-                        let news = collection.put(&position, &source.file, &source.bytes);
-                        prop_assert_eq!(news, files.get(&position) != Some(&source));
-                        files.insert(position, source);
-                    }
-                    None => {
-                        prop_assert_eq!(collection.remove(&position), files.remove(&position).is_some());
-                    }
+        on_a_deep_stack(|| history(steps))?;
+    }
+}
+
+/// `steps`: what changes before the next look.
+fn history(steps: Vec<Vec<Edit>>) -> Result<(), TestCaseError> {
+    let mut collection = Collection::new();
+    let mut follower = Follower::default();
+    let mut files: BTreeMap<Position, Source> = BTreeMap::new();
+    for edits in steps {
+        for (file, content) in edits {
+            let position = position(file);
+            match content {
+                Some(lines) => {
+                    let source = Source { file: name(file), bytes: text(file, &lines) };
+                    let news = collection.put(&position, &source.file, &source.bytes);
+                    prop_assert_eq!(news, files.get(&position) != Some(&source));
+                    files.insert(position, source);
                 }
-            }
-            prop_assert_eq!(collection.fingerprint(), fingerprint(files.values()));
-            match (collection.commit(), whole(&files)) {
-                (Ok(changes), Ok(objects)) => {
-                    follower.follow(changes);
-                    prop_assert_eq!(follower.with_states(), objects);
+                None => {
+                    prop_assert_eq!(collection.remove(&position), files.remove(&position).is_some());
                 }
-                (Err(errors), Err(expected)) => {
-                    prop_assert_eq!(told(&errors).into_iter().collect::<BTreeSet<_>>(), expected);
-                }
-                (now, expected) => prop_assert!(false, "{:?}, expected {:?}", now, expected),
             }
         }
+        prop_assert_eq!(collection.fingerprint(), fingerprint(files.values()));
+        match (collection.commit(), whole(&files)) {
+            (Ok(changes), Ok(objects)) => {
+                follower.follow(changes);
+                prop_assert_eq!(follower.with_states(), objects);
+            }
+            (Err(errors), Err(expected)) => {
+                prop_assert_eq!(told(&errors).into_iter().collect::<BTreeSet<_>>(), expected);
+            }
+            (now, expected) => prop_assert!(false, "{:?}, expected {:?}", now, expected),
+        }
     }
+    Ok(())
 }
 
 fn put(collection: &mut Collection, file: usize, text: &str) {

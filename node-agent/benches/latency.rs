@@ -171,9 +171,10 @@ fn measure(world: &World, server: &Pod, client: &Pod, kind: Flows, trials: usize
         let deny = trial % 2 == 0;
         // Anywhere between two packets, and between what else happens regularly.
         thread::sleep(QUIET + Duration::from_micros((trial as u64 * 617) % 3_000));
+        let begun = clock.now();
         let at = world.write("policy-0.yaml", if deny { &denied } else { &allowed });
         let at = at.duration_since(clock.start).as_nanos() as u64;
-        changes.push(at);
+        changes.push(Change { begun, at });
         let quiet = QUIET.as_nanos() as u64;
         if deny {
             wait("denied", &|| clock.now() > clock.arrived.load(Ordering::Relaxed).max(at) + quiet);
@@ -188,16 +189,21 @@ fn measure(world: &World, server: &Pod, client: &Pod, kind: Flows, trials: usize
     judge(&changes, &sent, &arrived)
 }
 
-/// `changes`: when each policy was in its place. `sent`: when the sending of each packet had returned. `arrived`: which
-/// of them did.
-fn judge(changes: &[u64], sent: &[u64], arrived: &[u64]) -> [Vec<Duration>; 2] {
+/// When a policy was put in its place: before rename(2), and after. It can be in force before rename(2) has returned.
+struct Change {
+    begun: u64,
+    at: u64,
+}
+
+/// `sent`: when the sending of each packet had returned. `arrived`: which of them did.
+fn judge(changes: &[Change], sent: &[u64], arrived: &[u64]) -> [Vec<Duration>; 2] {
     let mut times = [Vec::new(), Vec::new()];
     let through: Vec<u64> = arrived.iter().map(|packet| sent[*packet as usize]).collect();
-    for (trial, from) in changes.iter().enumerate() {
-        let to = changes.get(trial + 1).copied().unwrap_or(u64::MAX);
-        let mut seen = through.iter().filter(|at| (*from..to).contains(*at));
+    for (trial, change) in changes.iter().enumerate() {
+        let next = changes.get(trial + 1).map_or(u64::MAX, |next| next.begun);
+        let mut seen = through.iter().filter(|at| (change.begun..next).contains(*at));
         let at = if trial % 2 == 0 { seen.max() } else { seen.next() };
-        times[trial % 2].push(Duration::from_nanos(at.map_or(0, |at| at - from)));
+        times[trial % 2].push(Duration::from_nanos(at.map_or(0, |at| at.saturating_sub(change.at))));
     }
     times
 }

@@ -47,7 +47,12 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
     for line in now.error.iter().flat_map(|e| e.lines()) {
         body.push_str(&format!("error {line}\n"));
     }
-    let status = if now.applied.is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut ready = now.applied.is_some() && now.error.is_none();
+    if pages.metrics.is_behind() {
+        ready = false;
+        body.push_str("error the kernel does not hold what it is to hold; it is tried again\n");
+    }
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, body)
 }
 

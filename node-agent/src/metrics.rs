@@ -63,6 +63,11 @@ impl Metrics {
         let _ = self.drops.set(numbers);
     }
 
+    /// Whether the kernel does not hold what it is to hold.
+    pub fn is_behind(&self) -> bool {
+        self.dataplane.get().is_some_and(|stats| stats.behind() > 0)
+    }
+
     /// There are so many pod interfaces now.
     pub fn attachments(&self, count: usize) {
         self.attachments.set(i64::try_from(count).unwrap_or(i64::MAX));

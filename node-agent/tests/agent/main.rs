@@ -1,11 +1,10 @@
-//! The agent as a process: started, killed, started again, and its guard beside it.
-//!
-//! Needs root, or a kernel that lets everybody make user namespaces; and `ip`, `nft` and `unshare`.
+//! The whole agent as a process, in the real kernel: its folders, its answers, and packets between its pods.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails by panicking, as the test does")]
 
-mod guard;
-mod killed;
-mod node;
-#[allow(dead_code, reason = "the data plane's tests use the rest")]
-#[path = "../dataplane/space.rs"]
-mod space;
-mod upgrade;
+#[path = "../podnet/world.rs"]
+#[allow(dead_code, reason = "shared with the tests of the pod network, which use more of it")]
+mod netns;
+
+mod bad_folder;
+mod packets;
+mod world;

@@ -62,6 +62,10 @@ impl World {
 
     /// Puts a file into the folder at once, as careful writers do. Returns when rename(2) was done.
     pub(crate) fn write(&self, name: &str, text: &str) -> Instant {
+        self.write_bytes(name, text.as_bytes())
+    }
+
+    pub(crate) fn write_bytes(&self, name: &str, text: &[u8]) -> Instant {
         let new = self.root.path().join(".new");
         fs::write(&new, text).unwrap();
         fs::rename(&new, self.manifests().join(name)).unwrap();
