@@ -1,5 +1,7 @@
 //! `moat lab`: a cluster of network namespaces, real agents and real packets.
 
+mod chaos;
+
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,7 +34,9 @@ Examples:
       moat lab up -f DIR
       $EDITOR DIR/policies.yaml
       moat lab probe
-      moat lab down")]
+      moat lab down
+  Break it in every way while packets flow:
+      moat lab chaos -f policies/examples/three-tier-web --seed 7")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -64,6 +68,7 @@ enum Command {
         #[command(flatten)]
         show: Show,
     },
+    Chaos(chaos::Args),
     /// Remove a lab; no error where there is none
     Down {
         #[command(flatten)]
@@ -71,10 +76,14 @@ enum Command {
     },
     /// Starts the keeper in namespaces of its own
     #[command(hide = true)]
-    Gate { lab: PathBuf },
+    Gate {
+        lab: PathBuf,
+    },
     /// Holds a lab
     #[command(hide = true)]
-    Keeper { lab: PathBuf },
+    Keeper {
+        lab: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -154,6 +163,7 @@ fn command(command: &Command) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Chaos(args) => chaos::run(args),
         Command::Gate { lab } => {
             moat_lab::gate(&StateDir::at(lab.clone()))?;
             Ok(ExitCode::SUCCESS)
@@ -178,7 +188,7 @@ impl Make {
         };
         let programs = Programs::beside_this_one()?;
         let (restart, owner) = (!self.no_restart, !self.no_owner);
-        Ok(Options { folder, nodes: self.nodes.into(), families, restart, owner, programs })
+        Ok(Options { folder, nodes: self.nodes.into(), families, restart, owner, chaos: false, programs })
     }
 }
 

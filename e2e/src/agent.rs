@@ -131,6 +131,16 @@ impl Agent {
         self.life.borrow().process.clone()
     }
 
+    /// What becomes of it.
+    pub(crate) fn life(&self) -> watch::Receiver<Life> {
+        self.life.clone()
+    }
+
+    /// The fingerprint of what it says is in force.
+    pub(crate) async fn applied(&self) -> Option<String> {
+        self.readiness().await.applied
+    }
+
     /// How it ended, if it did and is not started again.
     pub(crate) fn ended(&self) -> Option<String> {
         let life = self.life.borrow();

@@ -14,8 +14,7 @@ use crate::world::WorldHost;
 
 /// The bridge and who is on it.
 pub(crate) struct Fabric {
-    // Held: the bridge goes with it.
-    _bridge: Arc<Space>,
+    bridge: Arc<Space>,
     nodes: Vec<Arc<Space>>,
     world: Option<Arc<Space>>,
 }
@@ -31,7 +30,7 @@ impl Fabric {
         let mut rooms = Vec::with_capacity(nodes.len());
         for (number, (node, own)) in nodes.iter().zip(&node_addresses).enumerate() {
             let room = Arc::new(space(&node.name)?);
-            cable(&bridge, format!("node{number}"), &room).await?;
+            cable(&bridge, port_of(number), &room).await?;
             let others = node_addresses.iter().flatten().chain(&outside);
             let others: Vec<IpAddr> = others.filter(|a| !own.contains(a)).copied().collect();
             let own = own.clone();
@@ -55,7 +54,17 @@ impl Fabric {
             in_space(&room, connect(outside, others, routes)).await?;
             Some(room)
         };
-        Ok(Self { _bridge: bridge, nodes: rooms, world })
+        Ok(Self { bridge, nodes: rooms, world })
+    }
+
+    /// Pulls the cable of a node, by its number, or puts it back.
+    pub(crate) async fn plug(&self, number: usize, plugged: bool) -> Result<(), LabError> {
+        let port = port_of(number);
+        in_space(&self.bridge, async move {
+            let links = Links::open()?;
+            if plugged { links.up(&port).await } else { links.down(&port).await }
+        })
+        .await
     }
 
     /// The nodes' namespaces, in the order of the nodes.
@@ -67,6 +76,11 @@ impl Fabric {
     pub(crate) fn world(&self) -> Option<&Arc<Space>> {
         self.world.as_ref()
     }
+}
+
+/// The bridge's end of a node's cable.
+fn port_of(number: usize) -> String {
+    format!("node{number}")
 }
 
 /// The way to a node's pods: through its address of the same family.

@@ -1,6 +1,7 @@
 //! What a person's command does: start a keeper, ask it, end it. Ctrl-C ends the lab of a command that has not finished.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::chaos::{ChaosOptions, ChaosReport};
 use crate::error::{LabError, Trying as _};
 use crate::info::Info;
 use crate::keeper::{Event, Request, SOCKET, STAY};
@@ -55,6 +57,24 @@ pub fn run(options: &Options, expected: bool, progress: Progress<'_>) -> Result<
     held.unless_interrupted(asked)
 }
 
+/// A lab for one run of faults. Ctrl-C ends the faults, and the report is of those until then; a second one ends the lab.
+pub fn chaos(
+    options: &Options,
+    chaos: &ChaosOptions,
+    progress: Progress<'_>,
+) -> Result<ChaosReport, LabError> {
+    let state = StateDir::named(&format!("run-{}", std::process::id()))?;
+    let mut held = Held::start(state, options)?;
+    held.until_ready(progress)?;
+    let stream = send(&held.state, &Request::Chaos(chaos.clone()))?;
+    held.interrupt.shut_first(&stream)?;
+    match answer(&held.state, stream, progress) {
+        Ok(Event::Chaos(report)) => Ok(*report),
+        Ok(_) => held.unless_interrupted(Err(ended(&held.state))),
+        Err(error) => held.unless_interrupted(Err(error)),
+    }
+}
+
 /// A lab that is removed when this is dropped, or when somebody presses Ctrl-C.
 struct Held {
     state: StateDir,
@@ -69,6 +89,8 @@ struct Held {
 struct Interrupt {
     came: AtomicBool,
     keeper: Mutex<Option<Process>>,
+    /// What is shut by the first signal; the keeper has then something to say before it ends.
+    first: Mutex<Option<UnixStream>>,
 }
 
 impl Interrupt {
@@ -80,7 +102,10 @@ impl Interrupt {
         std::thread::spawn(move || {
             for _signal in signals.forever() {
                 shared.came.store(true, Ordering::SeqCst);
-                shared.end_keeper();
+                let first = shared.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if first.is_none_or(|stream| stream.shutdown(Shutdown::Write).is_err()) {
+                    shared.end_keeper();
+                }
             }
         });
         Ok(own)
@@ -92,6 +117,12 @@ impl Interrupt {
         if let Some(Err(error)) = keeper.map(|k| k.kill()) {
             eprintln!("cannot end the lab's process: {error}");
         }
+    }
+
+    fn shut_first(&self, stream: &UnixStream) -> Result<(), LabError> {
+        let stream = stream.try_clone().trying(|| "cannot talk to the lab".into())?;
+        *self.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        Ok(())
     }
 
     fn set_keeper(&self, keeper: Process) {
@@ -180,6 +211,13 @@ impl Drop for Held {
 }
 
 fn ask(state: &StateDir, request: &Request, progress: Progress<'_>) -> Result<Report, LabError> {
+    match answer(state, send(state, request)?, progress)? {
+        Event::Report(report) => Ok(report),
+        _ => Err(ended(state)),
+    }
+}
+
+fn send(state: &StateDir, request: &Request) -> Result<UnixStream, LabError> {
     let socket = state.join(SOCKET);
     let talk = || -> std::io::Result<UnixStream> {
         let mut stream = UnixStream::connect(&socket)?;
@@ -188,17 +226,20 @@ fn ask(state: &StateDir, request: &Request, progress: Progress<'_>) -> Result<Re
         stream.write_all(&line)?;
         Ok(stream)
     };
-    let stream = match talk() {
+    match talk() {
         // It is about to end, or not yet up.
         Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
-            return Err(LabError::NotUp(state.name()));
+            Err(LabError::NotUp(state.name()))
         }
-        talked => talked.trying(|| format!("cannot talk to the lab on {}", socket.display()))?,
-    };
+        talked => talked.trying(|| format!("cannot talk to the lab on {}", socket.display())),
+    }
+}
+
+fn answer(state: &StateDir, stream: UnixStream, progress: Progress<'_>) -> Result<Event, LabError> {
     match last_event(&mut BufReader::new(stream), progress)? {
-        Some(Event::Report(report)) => Ok(report),
         Some(Event::Failed(why)) => Err(LabError::Told(why)),
-        Some(_) | None => Err(ended(state)),
+        Some(event) => Ok(event),
+        None => Err(ended(state)),
     }
 }
 

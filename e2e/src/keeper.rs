@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
+use crate::chaos::{self, ChaosOptions, ChaosReport};
 use crate::error::{LabError, Trying as _};
 use crate::gate;
 use crate::info::Info;
@@ -36,6 +38,8 @@ pub(crate) enum Event {
     Ready(Info),
     /// Everything was probed.
     Report(Report),
+    /// A run of faults is over.
+    Chaos(Box<ChaosReport>),
     /// It cannot be done.
     Failed(String),
 }
@@ -49,6 +53,8 @@ pub(crate) enum Request {
         /// Whether to compare with `expected.txt`.
         expected: bool,
     },
+    /// Run faults and traffic, until their time is over or the connection's other end is shut.
+    Chaos(ChaosOptions),
 }
 
 /// Runs the keeper: reads [`Options`] from stdin, builds the lab, and serves it. Returns when the lab cannot be built; once it is, only the
@@ -70,7 +76,10 @@ pub fn keep(state: StateDir) -> Result<(), LabError> {
     result
 }
 
-async fn run(options: Options, state: StateDir) -> Result<(), LabError> {
+async fn run(mut options: Options, state: StateDir) -> Result<(), LabError> {
+    if options.chaos {
+        options.folder = chaos::prepare(&options, &state)?;
+    }
     let mut lab = Lab::build(options, state.clone(), &|text| say(&Event::Progress(text.into()))).await?;
     let socket = state.join(SOCKET);
     let listener = UnixListener::bind(&socket).trying(|| format!("cannot listen on {}", socket.display()))?;
@@ -92,18 +101,28 @@ async fn run(options: Options, state: StateDir) -> Result<(), LabError> {
 async fn answer(lab: &mut Lab, stream: UnixStream) -> std::io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(reader).read_line(&mut line).await?;
+    let mut reader = BufReader::new(reader);
+    reader.read_line(&mut line).await?;
     let request: Request = serde_json::from_str(&line)?;
+    // Who asked may shut the connection's other half: that is enough.
+    let (stop, stopped) = watch::channel(false);
+    let shut = tokio::spawn(async move {
+        let _ = reader.read_line(&mut String::new()).await;
+        let _ = stop.send(true);
+        stop.closed().await;
+    });
     // Progress is told while the work is done, and the work does not wait for who listens.
     let (progress, mut told) = tokio::sync::mpsc::unbounded_channel();
     let work = async {
         let progress = progress;
         let tell = |text: &str| drop(progress.send(Event::Progress(text.into())));
-        let Request::Probe { expected } = request;
-        match lab.probe(expected, &tell).await {
-            Ok(report) => Event::Report(report),
-            Err(error) => Event::Failed(error.to_string()),
-        }
+        let done = match request {
+            Request::Probe { expected } => lab.probe(expected, &tell).await.map(Event::Report),
+            Request::Chaos(options) => {
+                chaos::run(lab, &options, stopped, &tell).await.map(|report| Event::Chaos(Box::new(report)))
+            }
+        };
+        done.unwrap_or_else(|error| Event::Failed(error.to_string()))
     };
     let listen = async {
         while let Some(event) = told.recv().await {
@@ -112,6 +131,7 @@ async fn answer(lab: &mut Lab, stream: UnixStream) -> std::io::Result<()> {
         Ok::<_, std::io::Error>(writer)
     };
     let (last, writer) = tokio::join!(work, listen);
+    shut.abort();
     writer?.write_all(&line_of(&last)?).await
 }
 

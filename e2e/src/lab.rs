@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use moat_policies::{Endpoint, Object, Objects, Protocol};
 
@@ -17,6 +18,7 @@ use crate::predict;
 use crate::probe::{Prober, Station};
 use crate::report::{Observed, Report};
 use crate::rooms::{Rooms, check_socket_length};
+use crate::space::Space;
 use crate::state::StateDir;
 use crate::topology::{self, Origin, Placed};
 use crate::world::WorldHost;
@@ -24,10 +26,10 @@ use crate::write;
 
 /// Everything that runs.
 pub(crate) struct Lab {
-    options: Options,
-    state: StateDir,
-    fabric: Fabric,
-    rooms: Rooms,
+    pub(crate) options: Options,
+    pub(crate) state: StateDir,
+    pub(crate) fabric: Fabric,
+    pub(crate) rooms: Rooms,
     origin: Origin,
     world: Vec<WorldHost>,
     /// The servers of the pods and of the world, and who probes them.
@@ -147,12 +149,16 @@ impl Lab {
     }
 
     /// The folder as it is now, with the lab's own nodes.
-    fn load(&self) -> Result<Loaded, LabError> {
+    pub(crate) fn load(&self) -> Result<Loaded, LabError> {
         folder::load(&[self.options.folder.clone(), self.state.join("nodes")])
     }
 
     /// Brings the pods up to date with what was loaded; those that run stay where they are.
-    async fn follow_placing(&mut self, loaded: &Loaded, tell: Tell<'_>) -> Result<Vec<Placed>, LabError> {
+    pub(crate) async fn follow_placing(
+        &mut self,
+        loaded: &Loaded,
+        tell: Tell<'_>,
+    ) -> Result<Vec<Placed>, LabError> {
         let nodes = self.rooms.nodes();
         let given: Objects =
             loaded.objects.iter().filter(|o| matches!(o, Object::Node(_))).cloned().collect();
@@ -180,7 +186,7 @@ impl Lab {
         self.rooms.add(&missing).await
     }
 
-    fn hosts(&self, placed: &[Placed]) -> Vec<Host> {
+    pub(crate) fn hosts(&self, placed: &[Placed]) -> Vec<Host> {
         topology::hosts(placed, &self.rooms.nodes(), &self.world, &self.rooms.addresses())
     }
 
@@ -207,17 +213,22 @@ impl Lab {
     async fn start_prober(&self, hosts: &[Host]) -> Result<Prober, LabError> {
         let mut stations = Vec::with_capacity(hosts.len());
         for host in hosts {
-            let space = match &host.endpoint {
-                Endpoint::Pod(name) => self.rooms.space_of(name),
-                Endpoint::Address(_) => self.fabric.world(),
-            };
-            let space = space.ok_or_else(|| LabError::Told(format!("{} does not run", host.endpoint)))?;
+            let space = self.space_of(&host.endpoint)?;
             stations.push(Station { host: host.clone(), space: space.clone() });
         }
         Prober::start(stations).await.trying(|| "cannot start the servers of the pods".into())
     }
 
-    async fn stop_prober(&mut self) {
+    /// The namespace that a host is in.
+    pub(crate) fn space_of(&self, host: &Endpoint) -> Result<&Arc<Space>, LabError> {
+        let space = match host {
+            Endpoint::Pod(name) => self.rooms.space_of(name),
+            Endpoint::Address(_) => self.fabric.world(),
+        };
+        space.ok_or_else(|| LabError::Told(format!("{host} does not run")))
+    }
+
+    pub(crate) async fn stop_prober(&mut self) {
         if let Some(prober) = self.prober.take() {
             prober.stop().await;
         }

@@ -21,6 +21,7 @@
 
 mod agent;
 mod cells;
+mod chaos;
 mod cni;
 mod dry;
 mod error;
@@ -36,6 +37,7 @@ mod lab;
 mod link;
 mod options;
 mod outer;
+mod policy_text;
 mod predict;
 mod probe;
 mod render;
@@ -51,10 +53,11 @@ mod world;
 mod write;
 
 pub use cells::{Cell, Host, Named, cells, undeclared_port};
+pub use chaos::{ChaosOptions, ChaosReport, FaultKind, Finding, Restarts};
 pub use dry::dry_run;
 pub use error::LabError;
 pub use expected::{EXPECTED_FILE, Expected};
-pub use front::{Progress, down, probe, run, up};
+pub use front::{Progress, chaos, down, probe, run, up};
 pub use gate::gate;
 pub use info::{Info, NodeInfo, PodInfo};
 pub use keeper::keep;

@@ -33,6 +33,12 @@ impl Links {
         self.handle.link().set(message).execute().await.map_err(|e| failed(format!("set {name} up"), e))
     }
 
+    /// Sets a link down.
+    pub(crate) async fn down(&self, name: &str) -> io::Result<()> {
+        let message = LinkUnspec::new_with_name(name).down().build();
+        self.handle.link().set(message).execute().await.map_err(|e| failed(format!("set {name} down"), e))
+    }
+
     /// Makes the fabric's bridge.
     pub(crate) async fn add_bridge(&self) -> io::Result<()> {
         let message = LinkBridge::new(BRIDGE).build();

@@ -20,6 +20,8 @@ pub struct Options {
     pub restart: bool,
     /// Whether the kernel is to guard the agents' tables, where it can.
     pub owner: bool,
+    /// Whether it is for a run of faults: a copy of the folder, on nodes with no address to spare.
+    pub chaos: bool,
     /// The binaries.
     pub programs: Programs,
 }
@@ -27,8 +29,10 @@ pub struct Options {
 impl Options {
     /// What agents are told besides what every lab tells them.
     pub(crate) fn agent_arguments(&self) -> Vec<String> {
-        let no_owner = (!self.owner).then(|| "--no-owner".to_owned());
-        no_owner.into_iter().collect()
+        let no_owner: &[&str] = if self.owner { &[] } else { &["--no-owner"] };
+        // The sooner an address has a new owner, the better for whoever looks for flows that outlive the old one.
+        let no_rest: &[&str] = if self.chaos { &["--address-rest", "0"] } else { &[] };
+        no_owner.iter().chain(no_rest).map(|s| (*s).to_owned()).collect()
     }
 }
 

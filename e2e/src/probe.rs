@@ -10,7 +10,7 @@
 //! but the answer did not; somebody refused) is neither, and no prediction equals it.
 
 mod client;
-mod icmp;
+pub(crate) mod icmp;
 #[cfg(test)]
 mod packet_tests;
 mod server;
@@ -40,16 +40,18 @@ pub(crate) const SECOND_WAIT: Duration = Duration::from_millis(2500);
 /// The payload's first eight bytes; the number is the other eight.
 const MAGIC: [u8; 8] = *b"moat-lab";
 /// Octets of a probe's payload.
-const PAYLOAD: usize = 16;
+pub(crate) const PAYLOAD: usize = 16;
 
-fn payload(number: u64) -> [u8; PAYLOAD] {
+/// A payload with this number.
+pub(crate) fn payload(number: u64) -> [u8; PAYLOAD] {
     let mut bytes = [0; PAYLOAD];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..].copy_from_slice(&number.to_be_bytes());
     bytes
 }
 
-fn number_in(bytes: &[u8]) -> Option<u64> {
+/// The number of a payload of ours.
+pub(crate) fn number_in(bytes: &[u8]) -> Option<u64> {
     let rest = bytes.strip_prefix(&MAGIC)?;
     Some(u64::from_be_bytes(rest.get(..8)?.try_into().ok()?))
 }

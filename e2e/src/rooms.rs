@@ -24,7 +24,7 @@ use crate::write;
 struct NodeRoom {
     node: Node,
     space: Arc<Space>,
-    agent: Agent,
+    agent: Arc<Agent>,
 }
 
 /// A pod that runs.
@@ -66,7 +66,7 @@ impl Rooms {
         for (node, space) in nodes.into_iter().zip(fabric.nodes()) {
             let folder = agent_folder(&state, &node.name);
             let agent = Agent::start(&agent, &node.name, space.clone(), folder, &sources).await?;
-            rooms.push(NodeRoom { node, space: space.clone(), agent });
+            rooms.push(NodeRoom { node, space: space.clone(), agent: Arc::new(agent) });
         }
         Ok(Self { state, sources, cni: options.programs.cni.clone(), nodes: rooms, pods: BTreeMap::new() })
     }
@@ -161,10 +161,47 @@ impl Rooms {
 
     /// Removes a pod.
     pub(crate) async fn remove(&mut self, name: &NamespacedName) -> Result<(), LabError> {
-        let Some(room) = self.pods.remove(name) else { return Ok(()) };
-        if let Some(sandbox) = &room.sandbox {
-            discard(sandbox).await?;
+        if !self.pods.contains_key(name) {
+            return Ok(());
         }
+        self.detach(name).await?;
+        self.forget(name)
+    }
+
+    /// Adds a pod to its node's network, and tells nobody.
+    pub(crate) async fn attach(&mut self, p: &Placed) -> Result<Vec<IpAddr>, LabError> {
+        let (mut room, add) = self.start(p)?;
+        if let Some(add) = add {
+            match add.await.trying(|| "a task ended early".into()).flatten() {
+                Ok(addresses) => room.addresses = addresses,
+                Err(error) => {
+                    if let Some(sandbox) = &room.sandbox {
+                        let _ = discard(sandbox).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let addresses = room.addresses.clone();
+        self.pods.insert(p.pod.name.clone(), room);
+        Ok(addresses)
+    }
+
+    /// Removes a pod from its node's network, and tells nobody.
+    pub(crate) async fn detach(&mut self, name: &NamespacedName) -> Result<(), LabError> {
+        match self.pods.remove(name).and_then(|room| room.sandbox) {
+            Some(sandbox) => discard(&sandbox).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Tells every agent the addresses of a pod that runs.
+    pub(crate) fn announce(&self, name: &NamespacedName) -> Result<(), LabError> {
+        self.pods.get(name).map_or(Ok(()), |room| self.write_status(name, room))
+    }
+
+    /// Tells every agent that a pod has no address any more.
+    pub(crate) fn forget(&self, name: &NamespacedName) -> Result<(), LabError> {
         let status = self.status_file(name);
         fs::remove_file(&status).trying(|| format!("cannot remove {}", status.display()))
     }
@@ -175,6 +212,12 @@ impl Rooms {
         let file = self.status_file(name);
         write_at_once(&file, document.to_string().as_bytes())
             .trying(|| format!("cannot write {}", file.display()))
+    }
+
+    /// The agent of a node, and the node's namespace.
+    pub(crate) fn agent_of(&self, node: &str) -> (&Arc<Agent>, &Arc<Space>) {
+        let room = self.room_of(node);
+        (&room.agent, &room.space)
     }
 
     fn status_file(&self, name: &NamespacedName) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use moat_policies::{NamespacedName, Node, Object, Pod};
+use moat_policies::{Namespace, NamespacedName, Node, Object, Pod};
 use serde_json::{Value, json};
 
 /// Objects as one `kind: List`, without policies: what is in force before they are.
@@ -10,10 +10,7 @@ pub(crate) fn without_policies(objects: &[Object]) -> Value {
     let items: Vec<Value> = objects
         .iter()
         .filter_map(|o| match o {
-            Object::Namespace(n) => Some(json!({
-                "apiVersion": "v1", "kind": "Namespace",
-                "metadata": { "name": *n.name, "labels": labels(&n.labels) },
-            })),
+            Object::Namespace(n) => Some(namespace(n)),
             Object::Node(n) => Some(node(n)),
             Object::Pod(p) if !p.finished => Some(pod(p)),
             Object::Pod(_) | Object::Policy(_) => None,
@@ -25,6 +22,14 @@ pub(crate) fn without_policies(objects: &[Object]) -> Value {
 /// Several objects as one document.
 pub(crate) fn list(items: Vec<Value>) -> Value {
     json!({ "apiVersion": "v1", "kind": "List", "items": items })
+}
+
+/// A Namespace.
+pub(crate) fn namespace(namespace: &Namespace) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": { "name": *namespace.name, "labels": labels(&namespace.labels) },
+    })
 }
 
 /// A Node.
@@ -54,7 +59,8 @@ pub(crate) fn pod_status(pod: &NamespacedName, node: &str, host: &[IpAddr], own:
     })
 }
 
-fn pod(pod: &Pod) -> Value {
+/// A Pod without status.
+pub(crate) fn pod(pod: &Pod) -> Value {
     let container = |(number, port): (usize, &moat_policies::ContainerPort)| {
         let mut entry = json!({ "containerPort": port.port, "protocol": port.protocol.as_str() });
         if let Some(name) = &port.name {

@@ -16,13 +16,13 @@ use super::{Answer, Arrival, PAYLOAD, Record, number_in, payload};
 const HEADER: usize = 8;
 
 /// Type of an echo request, and of its reply, in the family of an address.
-fn types(address: IpAddr) -> (u8, u8) {
+pub(crate) fn types(address: IpAddr) -> (u8, u8) {
     if address.is_ipv4() { (8, 0) } else { (128, 129) }
 }
 
 /// A raw ICMP socket that belongs to an address. The async runtime knows datagrams by its UDP type, which does nothing
 /// to a socket that is not true of every datagram socket.
-pub(super) fn socket(own: IpAddr) -> io::Result<UdpSocket> {
+pub(crate) fn socket(own: IpAddr) -> io::Result<UdpSocket> {
     let (domain, protocol) =
         if own.is_ipv4() { (Domain::IPV4, Protocol::ICMPV4) } else { (Domain::IPV6, Protocol::ICMPV6) };
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
@@ -52,16 +52,17 @@ pub(super) async fn ask(from: IpAddr, to: IpAddr, number: u64, wait: Duration) -
         socket.connect(SocketAddr::new(to, 0)).await?;
         let reply = types(from).1;
         let is_answer = |packet: &[u8]| echo(packet, from, reply) == Some(number);
-        exchange(&socket, &request(from, number), wait, is_answer).await
+        // Numbers count up: each probe is a flow of its own.
+        exchange(&socket, &request(from, number as u16, number), wait, is_answer).await
     };
     answer(timeout(wait, talk).await)
 }
 
-fn request(from: IpAddr, number: u64) -> [u8; HEADER + PAYLOAD] {
+/// An echo request of a flow. To conntrack the identifier is what ports are elsewhere.
+pub(crate) fn request(from: IpAddr, identifier: u16, number: u64) -> [u8; HEADER + PAYLOAD] {
     let mut bytes = [0; HEADER + PAYLOAD];
     bytes[0] = types(from).0;
-    // To conntrack the identifier is what ports are elsewhere, and numbers count up: each probe is a flow of its own.
-    bytes[4..6].copy_from_slice(&number.to_be_bytes()[6..]);
+    bytes[4..6].copy_from_slice(&identifier.to_be_bytes());
     bytes[HEADER..].copy_from_slice(&payload(number));
     if from.is_ipv4() {
         let sum = checksum(&bytes);
@@ -81,7 +82,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// The number in an echo message of one type. IPv4's raw sockets hand out the IP header too.
-fn echo(packet: &[u8], own: IpAddr, kind: u8) -> Option<u64> {
+pub(crate) fn echo(packet: &[u8], own: IpAddr, kind: u8) -> Option<u64> {
     let header = if own.is_ipv4() { usize::from(packet.first()? & 0xf) * 4 } else { 0 };
     let message = packet.get(header..)?;
     (*message.first()? == kind).then(|| number_in(message.get(HEADER..)?)).flatten()
@@ -94,7 +95,7 @@ mod tests {
     #[test]
     fn a_request_is_recognised_and_its_sum_is_right() {
         let v4: IpAddr = "10.0.0.1".parse().unwrap();
-        let request = request(v4, 0x0102_0304_0506_0708);
+        let request = request(v4, 7, 0x0102_0304_0506_0708);
         assert_eq!(checksum(&request), 0);
         let mut packet = vec![0x45; 20];
         packet.extend(request);

@@ -1,0 +1,180 @@
+//! What came of a run.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+/// Fewer packets than this in a class prove nothing about it.
+const AT_LEAST: usize = 1000;
+/// A larger share in grace leaves too much unjudged.
+const AT_MOST_IN_GRACE: f64 = 0.05;
+
+/// Something that happened at a moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Seconds since the beginning.
+    pub at: f64,
+    /// What.
+    pub what: String,
+}
+
+/// How agents that were killed came back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Restarts {
+    /// How often.
+    pub count: usize,
+    /// From the kill until it said that the newest policies are in force, in milliseconds: the median.
+    pub p50_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChaosReport {
+    /// The seed of its faults.
+    pub seed: u64,
+    /// How long it went on.
+    pub seconds: f64,
+    /// Whether somebody ended it early.
+    pub interrupted: bool,
+    /// Packets that were allowed, and arrived.
+    pub allowed: usize,
+    /// Packets that were denied, and did not.
+    pub denied: usize,
+    /// Packets that were allowed and did not arrive; each is among `wrong`.
+    pub wrong_allowed: usize,
+    /// Packets that were denied and arrived; each is among `wrong`.
+    pub wrong_denied: usize,
+    /// Packets at a change of their verdict: either outcome is right.
+    pub grace: usize,
+    /// Those among them whose change came while the agent that had to make it was being started again.
+    pub grace_waiting: usize,
+    /// Packets at nodes whose unguarded tables somebody had just changed.
+    pub restoring: usize,
+    /// Packets that did not arrive on flows that had been denied before and were allowed again: they may go on, and need not.
+    pub resumed: usize,
+    /// Packets that had no way: a cut link, a pod that was away.
+    pub undeliverable: usize,
+    /// Every wrong verdict.
+    pub wrong: Vec<Finding>,
+    /// Every allowed connection that broke.
+    pub broken: Vec<Finding>,
+    /// What else must not be.
+    pub found: Vec<Finding>,
+    /// How many faults of each kind.
+    pub faults: BTreeMap<String, usize>,
+    /// Each of them.
+    pub done: Vec<Finding>,
+    /// Agents that came back.
+    pub restarts: Restarts,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+impl ChaosReport {
+    /// Packets that were held against a verdict.
+    pub fn judged(&self) -> usize {
+        self.allowed + self.denied + self.wrong_allowed + self.wrong_denied
+    }
+
+    /// The share of packets at a change.
+    pub fn grace_share(&self) -> f64 {
+        self.grace as f64 / (self.judged() + self.grace).max(1) as f64
+    }
+
+    /// Why it is a failure; nothing where it is none.
+    pub fn failures(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut some = |number: usize, what: &str| {
+            if number > 0 {
+                all.push(format!("{number} {what}"));
+            }
+        };
+        some(self.wrong.len(), "wrong verdicts");
+        some(self.broken.len(), "broken allowed flows");
+        some(self.found.len(), "other findings");
+        for (class, number) in
+            [("allowed", self.allowed + self.wrong_allowed), ("denied", self.denied + self.wrong_denied)]
+        {
+            if number < AT_LEAST {
+                all.push(format!(
+                    "only {number} {class} packets were judged: fewer than {AT_LEAST} prove nothing"
+                ));
+            }
+        }
+        if self.grace_share() > AT_MOST_IN_GRACE {
+            let (share, most) = (self.grace_share() * 100.0, AT_MOST_IN_GRACE * 100.0);
+            all.push(format!(
+                "{share:.1}% of the packets were in grace: more than {most:.0}% leave too much unjudged"
+            ));
+        }
+        all
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let faults: Vec<String> = self.faults.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+        let early = if self.interrupted { ", interrupted" } else { "" };
+        let _ = writeln!(text, "seed {}, {:.1} s{early}", self.seed, self.seconds);
+        let _ = writeln!(
+            text,
+            "faults           {}",
+            if faults.is_empty() { "none".into() } else { faults.join(", ") }
+        );
+        if self.restarts.count > 0 {
+            let Restarts { count, p50_ms, max_ms } = self.restarts;
+            let _ = writeln!(
+                text,
+                "restarts         {count}; killed to ready: half within {p50_ms:.0} ms, all within {max_ms:.0} ms"
+            );
+        }
+        let mut line = |name: &str, number: usize, more: String| {
+            let _ =
+                writeln!(text, "{name:<16} {number:>8}{}{more}", if more.is_empty() { "" } else { "   " });
+        };
+        line("packets judged", self.judged(), String::new());
+        line(
+            "  allowed",
+            self.allowed + self.wrong_allowed,
+            format!("{} did not arrive", self.wrong_allowed),
+        );
+        line("  denied", self.denied + self.wrong_denied, format!("{} arrived", self.wrong_denied));
+        let waiting =
+            format!("{:.2}%; {} of them waited for an agent", self.grace_share() * 100.0, self.grace_waiting);
+        line("in grace", self.grace, waiting);
+        for (name, number, what) in [
+            ("tables edited", self.restoring, "at nodes whose tables somebody had just changed"),
+            ("resumed", self.resumed, "lost on flows that were denied for a while: they need not go on"),
+            ("no way", self.undeliverable, "a cut link, or a pod that was away"),
+        ] {
+            if number > 0 {
+                line(name, number, what.to_owned());
+            }
+        }
+        for (title, findings) in [
+            ("WRONG VERDICTS", &self.wrong),
+            ("BROKEN ALLOWED FLOWS", &self.broken),
+            ("ALSO FOUND", &self.found),
+        ] {
+            if !findings.is_empty() {
+                let _ = writeln!(text, "\n{title}");
+                for Finding { at, what } in findings {
+                    let _ = writeln!(text, "  {at:9.4} s  {what}");
+                }
+            }
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        let failures = self.failures();
+        if failures.is_empty() {
+            let _ = writeln!(text, "\nevery verdict was right");
+        } else {
+            let _ = writeln!(text, "\nFAILED: {}", failures.join("; "));
+        }
+        text
+    }
+}
