@@ -13,14 +13,22 @@ use super::route::Hop;
 use super::sysctl;
 use super::wire;
 
-/// What is not as it was made, one sentence each. Empty: all is well. Default routes are compared
-/// for `gateways` only: a later plugin may have made others. Without a `netns` only the node's side is looked at.
+/// Which default routes a pod should have: a later plugin may have made others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Defaults<'a> {
+    /// By these gateways, as far as they are ours: what the runtime says that ADD answered.
+    By(&'a [IpAddr]),
+    /// Any, of each family: all that is known without the runtime's word.
+    Any,
+}
+
+/// What is not as it was made, one sentence each. Empty: all is well. Without a `netns` only the node's side is looked at.
 pub(crate) fn drift(
     netlink: &mut Netlink,
     node: &Netns,
     attachment: &Attachment,
     netns: Option<&Path>,
-    gateways: &[IpAddr],
+    defaults: Defaults<'_>,
 ) -> Result<Vec<String>, PodNetError> {
     let mut drift = Vec::new();
     node_side(netlink, attachment, &mut drift)?;
@@ -37,7 +45,7 @@ pub(crate) fn drift(
     };
     let inside = pod.run(|| {
         let mut drift = Vec::new();
-        pod_side(&mut Netlink::open()?, attachment, gateways, &mut drift)?;
+        pod_side(&mut Netlink::open()?, attachment, defaults, &mut drift)?;
         drift.extend(sysctl::drift(&sysctl::of_pod_end(&attachment.ifname, ipv6)));
         Ok::<_, PodNetError>(drift)
     })??;
@@ -105,7 +113,7 @@ fn node_side(
 fn pod_side(
     netlink: &mut Netlink,
     attachment: &Attachment,
-    gateways: &[IpAddr],
+    defaults: Defaults<'_>,
     drift: &mut Vec<String>,
 ) -> Result<(), PodNetError> {
     let name = &attachment.ifname;
@@ -124,8 +132,13 @@ fn pod_side(
             drift.push(format!("the pod has no permanent neighbour {gateway}"));
         }
         let routes = netlink.routes(address.is_ipv6(), false)?;
-        let default = Hop::LinkVia(link.index, gateway);
-        if gateways.contains(&gateway) && !routes.iter().any(|r| r.to.prefix_len() == 0 && r.hop == default) {
+        let ours = Hop::LinkVia(link.index, gateway);
+        let mut present = routes.iter().filter(|route| route.to.prefix_len() == 0);
+        let missing = match defaults {
+            Defaults::By(gateways) => gateways.contains(&gateway) && !present.any(|route| route.hop == ours),
+            Defaults::Any => present.next().is_none(),
+        };
+        if missing {
             drift.push(format!("the pod has no default route by {gateway}"));
         }
     }

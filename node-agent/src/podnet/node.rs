@@ -13,7 +13,7 @@ use moat_policies::Node;
 use tracing::warn;
 
 use super::attachment::{Attachment, AttachmentKey, macs};
-use super::check;
+use super::check::{self, Defaults};
 use super::clock::Clock;
 use super::ipam::Ipam;
 use super::journal::{Durable, Journal};
@@ -254,9 +254,9 @@ impl NodeNetwork {
         for address in addresses.iter().filter(|address| !held.contains(address)) {
             drift.push(format!("the runtime believes that it has {address}"));
         }
-        drift.extend(
-            self.netlink(|netlink| check::drift(netlink, &self.node, &attachment, Some(netns), gateways))?,
-        );
+        drift.extend(self.netlink(|netlink| {
+            check::drift(netlink, &self.node, &attachment, Some(netns), Defaults::By(gateways))
+        })?);
         if !drift.is_empty() {
             return Err(PodNetError::Drifted { key, drift });
         }
@@ -271,10 +271,8 @@ impl NodeNetwork {
     /// Makes an attachment what it was, where it is not; returns what was not.
     pub(crate) fn mend(&self, attachment: &Attachment) -> Result<Vec<String>, PodNetError> {
         let netns = Some(attachment.netns.as_path()).filter(|path| !path.as_os_str().is_empty());
-        let drift = || {
-            // Which default routes the pod should have is not known without the runtime's word.
-            self.netlink(|netlink| check::drift(netlink, &self.node, attachment, netns, &[]))
-        };
+        let drift =
+            || self.netlink(|netlink| check::drift(netlink, &self.node, attachment, netns, Defaults::Any));
         let found = drift()?;
         if found.is_empty() {
             return Ok(found);

@@ -6,5 +6,11 @@
 mod attach;
 mod cnitool;
 mod crash;
+mod drift;
+mod lost;
 mod nodes;
+mod real;
+mod removal;
+mod steps;
+mod unknown;
 mod world;

@@ -232,7 +232,7 @@ impl TestNode {
     }
 
     pub(crate) fn plugin(&self) -> Plugin {
-        Plugin::new(&self.socket())
+        Plugin { netns: Some(self.ns.path.clone()), ..Plugin::new(&self.socket()) }
     }
 
     /// The links of pods that there are in the node's namespace.
@@ -270,6 +270,12 @@ pub(crate) fn plugin_binary() -> &'static Path {
 #[derive(Clone)]
 pub(crate) struct Plugin {
     pub(crate) config: Value,
+    /// The namespace of the pods that it is run for.
+    pub(crate) namespace: String,
+    /// The network namespace that it is run in: a runtime runs it in the node's.
+    pub(crate) netns: Option<PathBuf>,
+    /// Where it is to die: see [`moat_cni::failpoint`].
+    pub(crate) die_at: Option<&'static str>,
 }
 
 pub(crate) struct Answer {
@@ -297,6 +303,9 @@ impl Plugin {
     pub(crate) fn new(socket: &Path) -> Self {
         Self {
             config: json!({"cniVersion": "1.1.0", "name": "moat", "type": "moat-cni", "agentSocket": socket}),
+            namespace: "default".to_owned(),
+            netns: None,
+            die_at: None,
         }
     }
 
@@ -306,18 +315,35 @@ impl Plugin {
     }
 
     pub(crate) fn run_with(&self, command: &str, id: &str, netns: &Path, config: &Value) -> Answer {
-        let mut child = Command::new(plugin_binary())
+        let mut process = Command::new(plugin_binary());
+        process
             .env_clear()
+            .envs(self.die_at.map(|point| (moat_cni::failpoint::VARIABLE, point)))
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", id)
             .env("CNI_NETNS", netns)
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"))
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={id}", self.namespace),
+            )
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+            .stdout(Stdio::piped());
+        let mut child = match self.netns.clone() {
+            None => process.spawn().unwrap(),
+            // A child is born where the thread is that makes it.
+            Some(path) => thread::spawn(move || {
+                use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+                use std::os::fd::AsFd;
+                let file = std::fs::File::open(path).unwrap();
+                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                process.spawn().unwrap()
+            })
+            .join()
+            .unwrap(),
+        };
+        // One that dies at once does not read.
+        let _ = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
         let output = child.wait_with_output().unwrap();
         Answer { stdout: String::from_utf8(output.stdout).unwrap(), success: output.status.success() }
     }
