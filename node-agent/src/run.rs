@@ -175,7 +175,7 @@ async fn start(
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
     let log_group = layout.log_group;
-    let config = dataplane::Config { layout: layout.clone(), owner: options.owner, guard: Some(guard) };
+    let config = dataplane::Config { layout: layout.clone(), owner: options.owner, followed: true, guard: Some(guard) };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;

@@ -158,6 +158,8 @@ fn statement(statement: &Value) -> Option<Statement> {
         }
         // A rule that adds to a set goes on with what is behind it, or not: a limit, as far as a walk can tell.
         "counter" | "log" | "limit" | "set" => Some(Statement::Silent),
+        // What becomes of the connection's mark decides about later packets, not about this one.
+        "mangle" => (text(body.get("key")?.get("ct")?, "key")? == "mark").then_some(Statement::Silent),
         _ => verdict(statement).map(Statement::Verdict),
     }
 }

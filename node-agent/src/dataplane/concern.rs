@@ -33,6 +33,11 @@ impl Concern {
         !self.all && self.addresses.is_empty() && self.moved.is_empty()
     }
 
+    /// Whether it is about anybody but those who have moved.
+    pub(crate) fn is_about_others(&self) -> bool {
+        self.all || !self.addresses.is_empty()
+    }
+
     /// Whether it is about every address.
     pub fn is_all(&self) -> bool {
         self.all
@@ -53,11 +58,15 @@ impl Concern {
         self.moved.contains(&source) || self.moved.contains(&destination)
     }
 
-    /// The same, with nobody who has moved: they are like anybody else.
-    pub fn settled(mut self) -> Self {
-        self.addresses.append(&mut self.moved);
-        self.bound();
+    /// The same, without those who have moved.
+    pub fn others(mut self) -> Self {
+        self.moved.clear();
         self
+    }
+
+    /// Leaves addresses out.
+    pub(crate) fn forgo(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.addresses.retain(|a| !addresses.contains(a));
     }
 
     /// Adds what another change is about.
@@ -106,6 +115,6 @@ mod tests {
         let mut concern = Concern::moved([address(1)]);
         concern.merge(Concern::all());
         assert!(concern.has_moved(address(9), address(1)) && !concern.has_moved(address(9), address(2)));
-        assert!(!concern.settled().has_moved(address(9), address(1)));
+        assert!(!concern.others().has_moved(address(9), address(1)));
     }
 }

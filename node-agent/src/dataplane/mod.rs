@@ -29,7 +29,7 @@ mod writer;
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -58,20 +58,23 @@ pub struct Config {
     /// Whether the tables are to be guarded by the kernel, where it can: then nobody else can change them. Else, and
     /// where the kernel cannot, they are watched, and what somebody changes is restored.
     pub owner: bool,
+    /// Whether somebody looks after the connections that are there already ([`Dataplane::listen`]). Then, from a change
+    /// until they have been looked at, packets of the one who opened a connection are judged like first packets.
+    pub followed: bool,
     /// Who keeps them guarded while this process does not live. None: nobody, the guard ends with the process.
     pub guard: Option<Launch>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { layout: LayoutConfig::default(), owner: true, guard: None }
+        Self { layout: LayoutConfig::default(), owner: true, followed: false, guard: None }
     }
 }
 
 /// The tables in the kernel, kept as the last update says. Dropping it leaves them in force.
 #[derive(Debug)]
 pub struct Dataplane {
-    orders: Option<Sender<Order>>,
+    orders: Option<Arc<Sender<Order>>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     stats: Arc<Stats>,
@@ -101,7 +104,7 @@ impl Dataplane {
     pub fn start(config: Config, initial: &Update) -> Result<Self, Error> {
         let stats = Arc::new(Stats::default());
         let kernel = Kernel::open(config.owner, config.guard, &stats)?;
-        let state = Arc::new(RwLock::new(State::new(config.layout)));
+        let state = Arc::new(RwLock::new(State::new(config.layout, config.followed)));
         let listener = Arc::new(Listener::default());
         let writer = Writer::start(state.clone(), listener.clone(), kernel, initial, stats.clone())?;
         let thread_failed = |e: std::io::Error| Error::Thread(Arc::new(e));
@@ -113,7 +116,7 @@ impl Dataplane {
             .spawn(move || writer.run(&receiver, &woken))
             .map_err(thread_failed)?;
         let verdicts = Verdicts(state);
-        Ok(Self { orders: Some(orders), wake, thread: Some(thread), stats, verdicts, listener })
+        Ok(Self { orders: Some(Arc::new(orders)), wake, thread: Some(thread), stats, verdicts, listener })
     }
 
     /// Hands an update over. Updates take effect in the order in which they were submitted; several that wait go into one
@@ -121,9 +124,9 @@ impl Dataplane {
     pub fn submit(&self, update: Update) -> Ticket {
         let ((done, is_done), (cut, is_cut)) = (oneshot::channel(), oneshot::channel());
         if let Some(orders) = &self.orders
-            && orders.send(Order { update, waiter: Waiter { done, cut } }).is_ok()
+            && orders.send(Order::Update(update, Waiter { done, cut })).is_ok()
         {
-            self.wake();
+            wake(&self.wake);
         }
         Ticket { done: is_done, cut: is_cut }
     }
@@ -135,28 +138,49 @@ impl Dataplane {
 
     /// Tells of every commit from now on, for whoever looks after the connections that are there already; from now on
     /// [`Cut`] waits for that. One can listen: a later one takes the place of the one before. Must return at once.
-    pub fn listen(&self, hear: impl Fn(Commit) + Send + 'static) {
+    pub fn listen(&self, hear: impl Fn(Commit) + Send + 'static) -> Follower {
         self.listener.set(Box::new(hear));
+        let orders = self.orders.as_ref().map(Arc::downgrade).unwrap_or_default();
+        Follower { orders, wake: self.wake.clone() }
     }
 
     /// What the writer has done so far.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
+}
 
-    fn wake(&self) {
-        if let Err(e) = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()) {
-            debug!("cannot wake the data plane: {e}");
-        }
+fn wake(event: &OwnedFd) {
+    if let Err(e) = rustix::io::write(event, &1_u64.to_ne_bytes()) {
+        debug!("cannot wake the data plane: {e}");
     }
 }
 
 impl Drop for Dataplane {
     fn drop(&mut self) {
         self.orders = None;
-        self.wake();
+        wake(&self.wake);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Tells the data plane how far connections follow it.
+#[derive(Debug)]
+pub struct Follower {
+    orders: Weak<Sender<Order>>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Follower {
+    /// All connections follow everything up to this commit: where there is no later one, they may take the fast path.
+    pub fn followed(&self, commit: u64) {
+        // A data plane that is gone leaves its tables as they are: slower, not wrong.
+        if let Some(orders) = self.orders.upgrade()
+            && orders.send(Order::Followed(commit)).is_ok()
+        {
+            wake(&self.wake);
         }
     }
 }

@@ -175,7 +175,7 @@ fn kernel(ops: &[Op]) -> Model {
 }
 
 fn state_of(node: &Node) -> State {
-    let mut state = State::new(LayoutConfig::default());
+    let mut state = State::new(LayoutConfig::default(), false);
     state.advance(&Node::default().update_to(node));
     state
 }
@@ -228,13 +228,28 @@ proptest! {
     #[test]
     fn a_plan_leads_to_what_the_new_state_asks_for(nodes in proptest::collection::vec(node(), 1..5)) {
         let mut before = Node::default();
-        let mut state = State::new(LayoutConfig::default());
+        let mut state = State::new(LayoutConfig::default(), false);
         let mut model = whole(&state);
         for node in nodes {
             let update = before.update_to(&node);
             carried_out(&mut model, state.advance(&update));
             prop_assert_eq!(&model, &whole(&state));
             // And a state that came step by step is one that came at once.
+            prop_assert_eq!(&model, &whole(&state_of(&node)));
+            before = node;
+        }
+    }
+
+    /// Where somebody looks after connections, only the fast path is another until they have been looked at.
+    #[test]
+    fn when_connections_follow_the_tables_are_the_same(nodes in proptest::collection::vec(node(), 1..4)) {
+        let mut before = Node::default();
+        let mut state = State::new(LayoutConfig::default(), true);
+        let mut model = whole(&state);
+        for node in nodes {
+            carried_out(&mut model, state.advance(&before.update_to(&node)));
+            prop_assert_eq!(&model, &whole(&state));
+            carried_out(&mut model, state.followed());
             prop_assert_eq!(&model, &whole(&state_of(&node)));
             before = node;
         }

@@ -11,7 +11,8 @@ use moat_policies::{
 
 use super::concern::Concern;
 use super::layout::{
-    self, ChainRules, DropPoint, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects, Table,
+    self, ChainRules, DropPoint, FastPath, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects,
+    Table,
 };
 use super::op::{Op, Plan};
 use super::update::Update;
@@ -20,6 +21,9 @@ use super::update::Update;
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     config: LayoutConfig,
+    /// Whether somebody looks after connections when something has changed, and says when that is done.
+    followed: bool,
+    fast: FastPath,
     sets: BTreeMap<SetId, HeldSet>,
     programs: BTreeMap<ProgramId, Arc<Program>>,
     /// What the engine says about each pod.
@@ -68,9 +72,14 @@ struct Known {
 
 impl State {
     /// Nothing but the fixed chains.
-    pub(crate) fn new(config: LayoutConfig) -> Self {
+    ///
+    /// Where somebody looks after connections, they are judged anew until that is done; also those that are there before the first
+    /// change.
+    pub(crate) fn new(config: LayoutConfig, followed: bool) -> Self {
         Self {
             config,
+            followed,
+            fast: if followed { FastPath::Replies } else { FastPath::All },
             sets: BTreeMap::new(),
             programs: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -147,8 +156,26 @@ impl State {
                 self.programs.remove(id);
             }
         }
+        if self.followed && !plan.is_empty() && self.concern.is_about_others() {
+            self.take(FastPath::Replies, &mut plan);
+        }
         plan.commit.extend(last);
         plan
+    }
+
+    /// Every connection's mark says what is in force: all of them may take the fast path.
+    pub(crate) fn followed(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        self.take(FastPath::All, &mut plan);
+        plan
+    }
+
+    fn take(&mut self, fast: FastPath, plan: &mut Plan) {
+        if std::mem::replace(&mut self.fast, fast) != fast {
+            let ChainRules { table, chain, rules } = layout::forward(&self.config, fast);
+            plan.commit.push(Op::FlushChain(table, chain.name.clone()));
+            plan.commit.push(Op::AddRules(table, chain.name, rules));
+        }
     }
 
     /// One allow set's change. Deletions go to `last`: nothing leads to the set then.
@@ -228,6 +255,7 @@ impl State {
         let names: BTreeSet<&NamespacedName> = update.policy.pods.keys().chain(update.pods.keys()).collect();
         let mut touched = Touched::default();
         let (mut gone_veths, mut new_veths) = (BTreeMap::new(), BTreeMap::new());
+        let mut come_or_gone = BTreeSet::new();
         let (mut gone_names, mut new_names) = (BTreeSet::new(), BTreeSet::new());
         for name in names {
             let before = self.known(name);
@@ -249,9 +277,13 @@ impl State {
             }
             let after = self.known(name);
             let local_after = self.local.get(name);
-            if before != after || local_before.as_ref() != local_after {
-                let addresses = local_before.iter().chain(local_after).flat_map(LocalPod::addresses);
-                self.concern.add(addresses);
+            let addresses = || local_before.iter().chain(local_after).flat_map(LocalPod::addresses);
+            match (&local_before, local_after) {
+                (Some(_), Some(_)) if before != after || local_before.as_ref() != local_after => {
+                    self.concern.add(addresses());
+                }
+                (Some(_), None) | (None, Some(_)) => come_or_gone.extend(addresses()),
+                _ => {}
             }
             if before != after {
                 before.iter().for_each(|known| self.hold(known, false, &mut touched));
@@ -264,6 +296,8 @@ impl State {
                 new_veths.extend(veth_after.and_then(|l| Some((IfName::new(&l.ifname).ok()?, l.clone()))));
             }
         }
+        // Theirs are forgotten while they have no interface.
+        self.concern.forgo(&come_or_gone);
         veths(gone_veths, &new_veths, plan);
         counts(&gone_names, &new_names, plan);
         self.elements(touched.elements, plan);
@@ -404,7 +438,7 @@ impl State {
                 content.sets.push((table, point.pods(), elements));
                 content.sets.push((table, point.pairs(table), Vec::new()));
             }
-            content.chains.extend(layout::fixed_chains(table, &self.config));
+            content.chains.extend(layout::fixed_chains(table, &self.config, self.fast));
         }
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };

@@ -26,11 +26,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// messages is over and somebody who does it all the time costs little.
 const RESTORE_PAUSE: Duration = Duration::from_millis(100);
 
-/// An update, and who waits for it.
+/// What the writer is asked for.
 #[derive(Debug)]
-pub(super) struct Order {
-    pub(super) update: Update,
-    pub(super) waiter: Waiter,
+pub(super) enum Order {
+    /// An update, and who waits for it.
+    Update(Update, Waiter),
+    /// Connections follow everything up to the commit of this number.
+    Followed(u64),
 }
 
 /// Who waits for an update.
@@ -45,6 +47,8 @@ pub(super) struct Waiter {
 /// What the writer tells those who look after connections: something is in force that they may not follow yet.
 #[derive(Debug)]
 pub struct Commit {
+    /// Which one it is of those that were told of. The first is 1.
+    pub number: u64,
     /// Whose connections it is about.
     pub concern: Concern,
     /// To be told when they have been looked at, or will not be.
@@ -89,6 +93,8 @@ pub(super) struct Writer {
     stats: Arc<Stats>,
     /// When the tables are to be made right by listing them.
     restore_at: Option<Instant>,
+    /// Commits that somebody was told of.
+    told: u64,
 }
 
 impl Writer {
@@ -121,7 +127,7 @@ impl Writer {
         Stats::set(&stats.pods, held.pods_in_force() as u64);
         Stats::set(&stats.listings, kernel.listings);
         drop(held);
-        Ok(Self { state, listener, kernel, events, stats, restore_at: None })
+        Ok(Self { state, listener, kernel, events, stats, restore_at: None, told: 0 })
     }
 
     /// Writes until everybody who could submit is gone. `wake` becomes readable when an order is there.
@@ -129,9 +135,11 @@ impl Writer {
         loop {
             self.wait(wake);
             let mut batch = Vec::new();
+            let mut followed = None;
             let stopped = loop {
                 match orders.try_recv() {
-                    Ok(order) => batch.push(order),
+                    Ok(Order::Update(update, waiter)) => batch.push((update, waiter)),
+                    Ok(Order::Followed(commit)) => followed = Some(commit),
                     Err(TryRecvError::Empty) => break false,
                     Err(TryRecvError::Disconnected) => break true,
                 }
@@ -142,6 +150,9 @@ impl Writer {
             }
             if !batch.is_empty() {
                 self.write(batch);
+            }
+            if followed == Some(self.told) {
+                self.followed();
             }
             if stopped {
                 return;
@@ -218,16 +229,16 @@ impl Writer {
     }
 
     /// Writes what came in, in one commit.
-    fn write(&mut self, orders: Vec<Order>) {
+    fn write(&mut self, orders: Vec<(Update, Waiter)>) {
         let mut update = Update::default();
         let mut waiting = Vec::with_capacity(orders.len());
-        for order in orders {
+        for (later, waiter) in orders {
             Stats::count(&self.stats.updates);
             if !waiting.is_empty() {
                 Stats::count(&self.stats.coalesced);
             }
-            update.merge(order.update);
-            waiting.push(order.waiter);
+            update.merge(later);
+            waiting.push(waiter);
         }
         let state = self.state.clone();
         let mut state = write(&state);
@@ -236,10 +247,33 @@ impl Writer {
         let concern = state.take_concern();
         drop(state);
         let (done, cut): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.done, w.cut)).unzip();
-        self.listener.tell(Commit { concern, waiting: cut });
+        self.told += 1;
+        self.listener.tell(Commit { number: self.told, concern, waiting: cut });
         for done in done {
             // Who no longer waits does not want to know.
             let _ = done.send(result.clone());
+        }
+    }
+
+    /// Gives all connections the fast path.
+    fn followed(&mut self) {
+        let state = self.state.clone();
+        let mut state = write(&state);
+        let plan = state.followed();
+        if self.restore_at.is_some() || plan.is_empty() {
+            // A restoration brings it.
+            return;
+        }
+        let begin = Instant::now();
+        match self.kernel.carry_out(plan) {
+            Ok(()) => self.stats.committed(begin.elapsed()),
+            Err(e) => {
+                warn!("cannot give connections the fast path: {:#}", anyhow::Error::new(e));
+                match self.resync(&mut state) {
+                    Ok(()) => self.settled(),
+                    Err(e) => self.behind(&e),
+                }
+            }
         }
     }
 

@@ -20,18 +20,29 @@ const INSTEAD: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Grace(Sender<Concern>);
 
+/// Packets are through that were under way when somebody asked.
+#[derive(Debug)]
+pub(super) struct Through {
+    /// Whose connections they may have begun.
+    pub(super) concern: Concern,
+    /// How many times it was asked.
+    pub(super) asks: u64,
+}
+
 impl Grace {
-    /// Starts the thread. `through` hears of each concern that was asked about, or of several as one; it says whether
-    /// anybody still wants to know.
-    pub(super) fn start(through: impl Fn(Concern) -> bool + Send + 'static) -> std::io::Result<Self> {
+    /// Starts the thread. `tell` hears of what was asked about, or of several as one; it says whether anybody still wants
+    /// to know.
+    pub(super) fn start(tell: impl Fn(Through) -> bool + Send + 'static) -> std::io::Result<Self> {
         let (asks, asked) = channel::<Concern>();
         std::thread::Builder::new().name("flows-grace".to_owned()).spawn(move || {
-            while let Ok(mut concern) = asked.recv() {
+            while let Ok(concern) = asked.recv() {
+                let mut through = Through { concern, asks: 1 };
                 while let Ok(more) = asked.try_recv() {
-                    concern.merge(more);
+                    through.concern.merge(more);
+                    through.asks += 1;
                 }
                 wait();
-                if !through(concern) {
+                if !tell(through) {
                     return;
                 }
             }

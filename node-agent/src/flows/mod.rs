@@ -28,12 +28,12 @@ use std::time::{Duration, Instant};
 
 use moat_nfnetlink::conntrack::Conntrack;
 use tokio::sync::oneshot;
-use tracing::{debug, error};
+use tracing::error;
 
-use crate::dataplane::{Commit, Concern, Dataplane, LayoutConfig, Verdicts};
+use crate::dataplane::{Commit, Concern, Dataplane, Follower, LayoutConfig, Verdicts};
 use crate::podnet::{Netlink, NetlinkError};
 
-use grace::Grace;
+use grace::{Grace, Through};
 use look::Looker;
 
 pub use live::LiveFlow;
@@ -75,7 +75,7 @@ enum Event {
     /// Something is in force now.
     Commit(Commit),
     /// No packet is under way any more that was judged before these were looked at.
-    Through(Concern),
+    Through(Through),
     /// Nobody needs it any more.
     Stop,
 }
@@ -90,16 +90,17 @@ impl Flows {
         let asked = Mutex::new((Conntrack::open()?, Netlink::open()?));
         let (events, receiver) = channel();
         let tell = events.clone();
-        let grace = Grace::start(move |concern| tell.send(Event::Through(concern)).is_ok())?;
+        let grace = Grace::start(move |through| tell.send(Event::Through(through)).is_ok())?;
         let tell = events.clone();
         // Whoever waits for a commit that nobody hears of is told by its being dropped.
-        dataplane.listen(move |commit| drop(tell.send(Event::Commit(commit))));
+        let follower = dataplane.listen(move |commit| drop(tell.send(Event::Commit(commit))));
         // The tables may have come into force a moment ago.
         grace::wait();
         looker.look(&Concern::all())?;
+        follower.followed(0);
         let thread = std::thread::Builder::new()
             .name("flows".to_owned())
-            .spawn(move || run(looker, &receiver, &grace))?;
+            .spawn(move || run(looker, &receiver, &grace, &follower))?;
         Ok(Self { events, thread: Some(thread), verdicts, asked, revoked: layout.revoked_mark, stats })
     }
 
@@ -107,7 +108,7 @@ impl Flows {
     /// it. Waits until that is done. To be called after the last owner's interface is gone and before the next one's comes up.
     pub async fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         let (done, waiting) = oneshot::channel();
-        let commit = Commit { concern: Concern::moved(addresses), waiting: vec![done] };
+        let commit = Commit { number: 0, concern: Concern::moved(addresses), waiting: vec![done] };
         if self.events.send(Event::Commit(commit)).is_ok() {
             // A thread that has ended looks after nothing any more; that is said where it ended.
             let _ = waiting.await;
@@ -145,9 +146,11 @@ fn own_addresses(node: &mut Netlink) -> Result<BTreeSet<IpAddr>, NetlinkError> {
 }
 
 /// Looks, until told to stop. What is heard of during one look goes into the next.
-fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace) {
+fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &Follower) {
     let mut concern = Concern::default();
     let mut waiting = Vec::new();
+    let mut settled = 0;
+    let (mut last, mut followed) = (0, 0);
     let mut retry: Option<Instant> = None;
     loop {
         let first = match retry {
@@ -162,13 +165,18 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace) {
         while let Some(event) = next {
             match event {
                 Event::Commit(commit) => {
-                    if !commit.concern.is_empty() {
+                    last = last.max(commit.number);
+                    if commit.concern.is_about_others() {
+                        FlowStats::count(&looker.stats.under_way, 1);
                         grace.ask(commit.concern.clone());
                     }
                     concern.merge(commit.concern);
                     waiting.extend(commit.waiting);
                 }
-                Event::Through(seen) => concern.merge(seen.settled()),
+                Event::Through(through) => {
+                    concern.merge(through.concern.others());
+                    settled += through.asks;
+                }
                 Event::Stop => return,
             }
             next = events.try_recv().ok();
@@ -186,10 +194,14 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace) {
             continue;
         }
         concern = Concern::default();
+        FlowStats::settle(&looker.stats.under_way, std::mem::take(&mut settled));
         for done in waiting.drain(..) {
             // Who no longer waits does not want to know.
             let _ = done.send(());
         }
-        debug!("connections follow what is in force");
+        if looker.stats.under_way() == 0 && followed != last {
+            follower.followed(last);
+            followed = last;
+        }
     }
 }

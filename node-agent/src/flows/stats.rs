@@ -12,6 +12,7 @@ pub struct FlowStats {
     pub(super) cut: AtomicU64,
     pub(super) resumed: AtomicU64,
     pub(super) forgotten: AtomicU64,
+    pub(super) under_way: AtomicU64,
     pub(super) last_look_ns: AtomicU64,
 }
 
@@ -46,6 +47,11 @@ impl FlowStats {
         self.forgotten.load(Ordering::Relaxed)
     }
 
+    /// Commits whose second look, for the packets that were under way, is still to come. 0 when all is settled.
+    pub fn under_way(&self) -> u64 {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
     /// How long the last look took.
     pub fn last_look(&self) -> Duration {
         Duration::from_nanos(self.last_look_ns.load(Ordering::Relaxed))
@@ -53,6 +59,10 @@ impl FlowStats {
 
     pub(super) fn count(counter: &AtomicU64, by: u64) {
         counter.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(super) fn settle(gauge: &AtomicU64, by: u64) {
+        gauge.fetch_sub(by, Ordering::Relaxed);
     }
 
     pub(super) fn looked(&self, took: Duration) {

@@ -229,7 +229,10 @@ impl World {
 
     pub(crate) fn submit(&mut self, pods: BTreeMap<NamespacedName, Option<LocalPod>>) {
         let policy = self.policy();
-        self.dataplane().submit(Update { policy, pods, ..Update::default() }).wait().expect("the kernel takes it");
+        self.dataplane()
+            .submit(Update { policy, pods, ..Update::default() })
+            .wait()
+            .expect("the kernel takes it");
     }
 
     /// Walks a table and compares it with the policies.

@@ -7,7 +7,7 @@ use moat_nfnetlink::nft::{
 
 use super::drops::{DropPoint, DropReason};
 use super::names::{self, PodSet, Table};
-use super::{ChainRules, LayoutConfig, TUNNEL_PORT, USERDATA_VERSION, VERSION};
+use super::{ChainRules, FastPath, LayoutConfig, TUNNEL_PORT, USERDATA_VERSION, VERSION};
 use moat_policies::Direction;
 
 /// The priority of our chains at `forward` and `input`: `filter`, behind connection tracking and NAT of destinations.
@@ -19,19 +19,21 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
+/// `IP_CT_DIR_REPLY`.
+const REPLY: u8 = 1;
 
 /// From the node's inside, a packet is some pod's own doing where it comes from one.
 const EGRESS: Direction = Direction::Egress;
 
 /// The fixed chains of a table, each behind those that it leads to.
-pub(crate) fn chains(table: Table, config: &LayoutConfig) -> Vec<ChainRules> {
+pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec<ChainRules> {
     let mut chains: Vec<ChainRules> =
         DropPoint::all_in(table).map(|point| drop_chain(table, point, config)).collect();
     match table {
         Table::Inet => {
             let (revoked, invalid) = (sides(DropReason::Revoked), sides(DropReason::Invalid));
             chains.extend([to_pod(), stranger(), related(), revoked, invalid, irregular()]);
-            chains.extend([forward(config), input()]);
+            chains.extend([forward(config, fast), input()]);
         }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
     }
@@ -63,6 +65,8 @@ pub(super) fn mid_stream(direction: Direction) -> Rule {
     Rule::new()
         .eq(Source::L4PROTO, TCP)
         .masked(Source::TCP_FLAGS, FIN_SYN_RST_ACK, Cmp::Neq, SYN)
+        // Those of a known connection come here while connections are judged anew.
+        .neq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
         .verdict(DropReason::MidStream.on(direction).goto())
 }
 
@@ -82,6 +86,14 @@ fn drop_chain(table: Table, point: DropPoint, config: &LayoutConfig) -> ChainRul
                 .verdict(Verdict::Accept),
         );
     }
+    if point.reason == DropReason::Policy {
+        // A connection that is judged anew and denied: its answers are to be dropped, too.
+        rules.push(
+            Rule::new()
+                .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
+                .then(Statement::SetCtMark { value: config.revoked_mark, mask: config.revoked_mark }),
+        );
+    }
     rules.extend(point.rules(table, config.log_group));
     ChainRules { table, chain: Chain::new(point.name()), rules }
 }
@@ -95,16 +107,27 @@ fn sides(reason: DropReason) -> ChainRules {
     regular(Table::Inet, reason.as_str(), rules)
 }
 
-fn forward(config: &LayoutConfig) -> ChainRules {
-    let rules = vec![
-        // The fast path. One rule, so that a packet of a connection that was let in passes at one rule's cost; the
-        // mark is a part of it, because a revoked connection stays established.
-        Rule::new()
-            .ct_mark(config.revoked_mark, false)
-            .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
-            .verdict(Verdict::Accept)
-            .with_userdata(UserData::new().with(USERDATA_VERSION, [VERSION])),
-        Rule::new().ct_mark(config.revoked_mark, true).verdict(Verdict::jump(DropReason::Revoked.as_str())),
+/// The chain that all forwarded packets go through.
+pub(crate) fn forward(config: &LayoutConfig, fast: FastPath) -> ChainRules {
+    let established = || Value::CtState(ct_state::ESTABLISHED);
+    // The fast path. One rule, so that a packet of a connection that was let in passes at one rule's cost; the
+    // mark is a part of it, because a revoked connection stays established.
+    let open = Rule::new()
+        .ct_mark(config.revoked_mark, false)
+        .eq(Source::CT_STATE, established())
+        .with_userdata(UserData::new().with(USERDATA_VERSION, [VERSION]));
+    let revoked = || Rule::new().ct_mark(config.revoked_mark, true);
+    let drop_revoked = || Verdict::jump(DropReason::Revoked.as_str());
+    let mut rules = match fast {
+        FastPath::All => vec![open.verdict(Verdict::Accept), revoked().verdict(drop_revoked())],
+        FastPath::Replies => vec![
+            open.eq(Source::CT_DIRECTION, REPLY).verdict(Verdict::Accept),
+            revoked().eq(Source::CT_DIRECTION, REPLY).verdict(drop_revoked()),
+            // An error about a connection is not the connection's own packet: nobody judges it anew.
+            revoked().neq(Source::CT_STATE, established()).verdict(drop_revoked()),
+        ],
+    };
+    rules.extend([
         Rule::new()
             .neq(Source::CT_STATE, Value::CtState(ct_state::NEW))
             .verdict(Verdict::jump(names::IRREGULAR)),
@@ -121,7 +144,7 @@ fn forward(config: &LayoutConfig) -> ChainRules {
             .lookup([Source::IP6_SADDR], PodSet::Local6.name())
             .verdict(DropReason::Spoofed.on(Direction::Ingress).goto()),
         Rule::new().verdict(Verdict::goto(names::TO_POD)),
-    ];
+    ]);
     ChainRules {
         table: Table::Inet,
         chain: Chain::filter(names::FORWARD, Hook::Forward, FILTER, Policy::Accept),

@@ -28,7 +28,7 @@ use moat_nfnetlink::nft::{Chain, Element, IfName, Rule, Value, Verdict};
 use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
-pub(crate) use fixed::chains as fixed_chains;
+pub(crate) use fixed::{chains as fixed_chains, forward};
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
 pub use names::{TABLE, VETH_PREFIX};
 pub(crate) use program::{ProgramObjects, program};
@@ -66,6 +66,16 @@ impl Default for LayoutConfig {
     fn default() -> Self {
         Self { revoked_mark: 0x0800_0000, log_group: 86, v4: true, v6: true }
     }
+}
+
+/// Which packets of connections that are there already pass without being judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FastPath {
+    /// All of them: every connection's mark says what is in force.
+    All,
+    /// Those that go back to who opened the connection. The others are judged as if they opened it, because what is in force
+    /// has changed and not all connections have been looked at since.
+    Replies,
 }
 
 /// A pod of this node, as the pod network made it.

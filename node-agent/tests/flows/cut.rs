@@ -1,0 +1,263 @@
+//! What a change denies is cut, what it allows goes on.
+
+use std::net::SocketAddr;
+
+use moat_agent::dataplane::{DropReason, Ruling};
+use moat_nfnetlink::conntrack::{Conntrack, Filter, MarkChange};
+use moat_policies::Direction::{Egress, Ingress};
+
+use crate::connection::Connection;
+use crate::connection::Way::{self, Back, There};
+use crate::probe::From;
+use crate::space::privileged;
+use crate::watched::Watched;
+use crate::world::NODE_V4;
+
+pub(crate) fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+    )
+}
+
+/// Nobody may talk to b.
+pub(crate) fn deny_to_b() -> String {
+    policy("deny", "{podSelector: {matchLabels: {app: b}}}")
+}
+
+fn each_way(connection: &mut Connection, w: &Watched, passes: bool) {
+    for way in [There, Back] {
+        assert_eq!(connection.passes(w, way), passes, "{way:?}");
+    }
+}
+
+#[test]
+fn a_denied_flow_is_cut_in_both_directions_and_may_go_on_when_it_is_allowed_again() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &[], "");
+        for b in [w.v4("b"), w.v6("b")] {
+            let a = if b.is_ipv4() { w.v4("a") } else { w.v6("a") };
+            let mut all = [
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None),
+                Connection::ping(&w, From::Pod("a"), b),
+                Connection::raw(&w, From::Pod("a"), [a, b]),
+                Connection::tcp(&w, From::Pod("a"), SocketAddr::new(b, 80), None),
+            ];
+            w.apply(&deny_to_b());
+            for connection in &mut all {
+                each_way(connection, &w, false);
+            }
+            let live = w.between(a, b);
+            assert_eq!(live.len(), 4, "{live:?}");
+            for flow in &live {
+                assert!(flow.revoked, "{flow:?}");
+                assert_eq!(flow.ruling, Ruling::Denied(DropReason::Policy.on(Ingress)));
+                let names = [&flow.source, &flow.destination].map(|n| n.as_ref().map(|n| n.name.to_string()));
+                assert_eq!(names, [Some("a".to_owned()), Some("b".to_owned())]);
+            }
+            w.delete_policy("deny");
+            for connection in &mut all {
+                connection.arrives(There);
+                connection.arrives(Back);
+            }
+            assert!(w.between(a, b).iter().all(|f| !f.revoked && f.ruling == Ruling::Allowed));
+        }
+    });
+}
+
+/// A server that streams while its client says nothing.
+#[test]
+fn answers_alone_are_cut_too() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &["r"], "");
+        for (b, r) in [(w.v4("b"), w.v4("r")), (w.v6("b"), w.v6("r"))] {
+            let mut all = [
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None),
+                Connection::tcp(&w, From::Pod("a"), SocketAddr::new(b, 80), None),
+                Connection::udp(&w, From::Outside(r), SocketAddr::new(b, 54), None),
+                Connection::tcp(&w, From::Outside(r), SocketAddr::new(b, 81), None),
+            ];
+            w.apply(&deny_to_b());
+            all.iter_mut().for_each(|c| assert!(!c.passes(&w, Back)));
+            w.delete_policy("deny");
+            all.iter_mut().for_each(|c| c.arrives(Back));
+        }
+    });
+}
+
+#[test]
+fn egress_is_cut_as_ingress_is() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &["r"], "");
+        let none = policy("none", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress]}");
+        for (b, r) in [(w.v4("b"), w.v4("r")), (w.v6("b"), w.v6("r"))] {
+            let mut out = [
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None),
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(r, 53), None),
+                Connection::tcp(&w, From::Pod("a"), SocketAddr::new(r, 80), None),
+            ];
+            let mut into = Connection::udp(&w, From::Pod("b"), SocketAddr::new(w.same("a", b), 53), None);
+            w.apply(&none);
+            for connection in &mut out {
+                each_way(connection, &w, false);
+            }
+            each_way(&mut into, &w, true);
+            let reasons: Vec<_> = w.between(w.same("a", b), r).iter().map(|f| f.ruling).collect();
+            assert_eq!(reasons, [Ruling::Denied(DropReason::Policy.on(Egress)); 2]);
+            w.delete_policy("none");
+        }
+    });
+}
+
+/// Flows that a change leaves allowed lose no packet, while others to the same pod and port are cut.
+#[test]
+fn allowed_flows_do_not_notice() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b", "c"], &["r"], "");
+        let only_a = policy(
+            "only-a",
+            "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: {app: a}}}],
+              ports: [{port: 53, protocol: UDP}, {port: 80}]}]}",
+        );
+        for b in [w.v4("b"), w.v6("b")] {
+            let to = |port| SocketAddr::new(b, port);
+            let mut kept = [
+                Connection::udp(&w, From::Pod("a"), to(53), None),
+                Connection::tcp(&w, From::Pod("a"), to(80), None),
+            ];
+            let mut cut = [
+                Connection::udp(&w, From::Pod("a"), to(54), None),
+                Connection::udp(&w, From::Pod("c"), to(55), None),
+                Connection::tcp(&w, From::Pod("c"), to(81), None),
+                Connection::ping(&w, From::Pod("a"), b),
+                Connection::udp(&w, From::Outside(w.same("r", b)), to(56), None),
+            ];
+            for _ in 0..3 {
+                w.apply(&only_a);
+                kept.iter_mut().for_each(|c| each_way(c, &w, true));
+                cut.iter_mut().for_each(|c| assert!(!c.passes(&w, There)));
+                kept.iter_mut().for_each(|c| [There, Back].map(|way| c.arrives(way)).into_iter().collect());
+                w.delete_policy("only-a");
+                cut.iter_mut().for_each(|c| c.arrives(There));
+            }
+        }
+    });
+}
+
+#[test]
+fn named_ports_and_blocks() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &["r", "s"], "");
+        let (b, r, s) = (w.v4("b"), w.v4("r"), w.v4("s"));
+        let mut kept = [
+            Connection::tcp(&w, From::Pod("a"), SocketAddr::new(b, 80), None),
+            Connection::udp(&w, From::Pod("a"), SocketAddr::new(r, 9), None),
+        ];
+        let mut cut = [
+            Connection::tcp(&w, From::Pod("a"), SocketAddr::new(b, 81), None),
+            Connection::udp(&w, From::Pod("a"), SocketAddr::new(s, 9), None),
+        ];
+        w.apply(&policy(
+            "out",
+            "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [
+              {to: [{podSelector: {}}], ports: [{port: web}]},
+              {to: [{ipBlock: {cidr: 10.0.1.0/24, except: [10.0.1.11/32]}}]}]}",
+        ));
+        kept.iter_mut().for_each(|c| each_way(c, &w, true));
+        cut.iter_mut().for_each(|c| assert!(!c.passes(&w, There)));
+    });
+}
+
+/// A node and its pods always reach each other: nothing of theirs is revoked, whatever policy says.
+#[test]
+fn a_nodes_own_flows_are_left_alone() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &[], "");
+        let a = w.v4("a");
+        let mut probe = Connection::udp(&w, From::Node, SocketAddr::new(a, 53), None);
+        let mut call = Connection::tcp(&w, From::Pod("a"), SocketAddr::new(NODE_V4.into(), 8080), None);
+        w.apply(&policy("deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}"));
+        each_way(&mut probe, &w, true);
+        each_way(&mut call, &w, true);
+        let all = [w.between(a, NODE_V4.into()), w.between(NODE_V4.into(), a)].concat();
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|f| !f.revoked && f.ruling == Ruling::Allowed), "{all:?}");
+    });
+}
+
+/// The mark has other bits, which are others'.
+#[test]
+fn other_bits_of_the_mark_stay() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &[], "");
+        let (a, b) = (w.v4("a"), w.v4("b"));
+        let _open = Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None);
+        let tuple = w.between(a, b)[0].original;
+        let mut conntrack = w.node.run(Conntrack::open).unwrap();
+        let others = MarkChange { tuple, zone: 0, value: 0x0000_1234, mask: 0xf7ff_ffff };
+        conntrack.set_marks(&[others]).unwrap();
+        let mut mark = || {
+            let mut marks = Vec::new();
+            conntrack.entries(&Filter::opened_by(a), |e| marks.push(e.mark)).unwrap();
+            marks
+        };
+        w.apply(&deny_to_b());
+        assert_eq!(mark(), [0x0800_1234]);
+        w.delete_policy("deny");
+        assert_eq!(mark(), [0x0000_1234]);
+    });
+}
+
+/// An agent was dead while policy changed.
+#[test]
+fn at_the_start_all_connections_are_looked_at() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &["r"], "");
+        for b in [w.v4("b"), w.v6("b")] {
+            let mut there = [
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None),
+                Connection::tcp(&w, From::Outside(w.same("r", b)), SocketAddr::new(b, 80), None),
+            ];
+            w.die();
+            there.iter_mut().for_each(|c| each_way(c, &w, true));
+            w.cluster.apply(crate::world::objects(&deny_to_b()).remove(0));
+            w.revive();
+            there.iter_mut().for_each(|c| each_way(c, &w, false));
+            w.die();
+            there.iter_mut().for_each(|c| assert!(!c.passes(&w, Way::There), "what was in force stays"));
+            w.cluster.delete(&moat_policies::Key::Policy(crate::world::name("deny")));
+            w.revive();
+            there.iter_mut().for_each(|c| c.arrives(There));
+        }
+    });
+}
+
+/// Before anybody has looked: who opened a connection finds it cut at the very commit, and then so does who answers.
+#[test]
+fn the_kernel_itself_cuts_until_connections_have_been_looked_at() {
+    privileged(|| {
+        let mut w = Watched::unwatched(&["a", "b", "c"], &[]);
+        for b in [w.v4("b"), w.v6("b")] {
+            let mut cut = [
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None),
+                Connection::tcp(&w, From::Pod("a"), SocketAddr::new(b, 80), None),
+                Connection::ping(&w, From::Pod("a"), b),
+            ];
+            let mut kept = [
+                Connection::udp(&w, From::Pod("c"), SocketAddr::new(b, 54), None),
+                Connection::tcp(&w, From::Pod("c"), SocketAddr::new(b, 81), None),
+            ];
+            w.apply_only(&policy(
+                "only-c",
+                "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: {app: c}}}]}]}",
+            ));
+            cut.iter_mut().for_each(|c| each_way(c, &w, false));
+            // What is cut is sent again and again, and counted; so these are asked where they arrive.
+            for connection in &mut kept {
+                connection.arrives(There);
+                connection.arrives(Back);
+            }
+            w.apply_only(&policy("only-c", "{podSelector: {matchLabels: {app: b}}, ingress: [{}]}"));
+            cut.iter_mut().take(2).for_each(|c| c.arrives(There));
+        }
+    });
+}

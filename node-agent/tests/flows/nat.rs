@@ -1,0 +1,104 @@
+//! Connections whose addresses or ports are translated on the way.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::connection::Connection;
+use crate::connection::Way::{Back, There};
+use crate::cut::{deny_to_b, policy};
+use crate::probe::From;
+use crate::space::privileged;
+use crate::watched::Watched;
+
+/// A Service: its address and port lead to b's port 8080, as kube-proxy would do it; and what comes from outside is
+/// masqueraded.
+fn service(w: &Watched, backend: &str) {
+    let (b4, b6) = (w.v4(backend), w.v6(backend));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = format!(
+        "table inet svc {{
+            chain to_pod {{
+                type nat hook prerouting priority -100
+                ip daddr 10.96.0.1 meta l4proto {{ tcp, udp }} dnat ip to {b4}:8080
+                ip6 daddr fd96::1 meta l4proto {{ tcp, udp }} dnat ip6 to [{b6}]:8080
+            }}
+            chain from_node {{
+                type nat hook postrouting priority 100
+                ct status dnat ip saddr 192.168.0.2 masquerade
+                ct status dnat ip saddr {b4} ip daddr {b4} masquerade
+                ct status dnat ip6 saddr {b6} ip6 daddr {b6} masquerade
+            }}
+        }}\n"
+    );
+    std::fs::write(file.path(), text).expect("written");
+    w.node.command(&format!("nft -f {}", file.path().display()));
+    w.outside.ip("route add 10.96.0.1/32 via 192.168.0.1");
+    w.outside.ip("-6 route add fd96::1/128 via fd01::1");
+}
+
+#[test]
+fn flows_through_a_service_are_cut_where_they_really_go() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &["r"], "");
+        service(&w, "b");
+        for (vip, b) in [("10.96.0.1", w.v4("b")), ("fd96::1", w.v6("b"))] {
+            let vip: IpAddr = vip.parse().unwrap();
+            let (to, at) = (SocketAddr::new(vip, 80), Some(SocketAddr::new(b, 8080)));
+            let mut all = vec![
+                Connection::tcp(&w, From::Pod("a"), to, at),
+                Connection::tcp(&w, From::Outside(w.same("r", b)), to, at),
+                Connection::udp(&w, From::Pod("a"), to, at),
+            ];
+            if b.is_ipv4() {
+                all.push(Connection::tcp(&w, From::Outside([192, 168, 0, 2].into()), to, at));
+            }
+            // The Service's own port is open, the one behind it is not.
+            w.apply(&policy(
+                "front",
+                "{podSelector: {matchLabels: {app: b}}, ingress: [{ports: [{port: 80}, {port: 80, protocol: UDP}]}]}",
+            ));
+            for connection in &mut all {
+                assert!(!connection.passes(&w, There));
+                assert!(!connection.passes(&w, Back));
+            }
+            w.apply(&policy(
+                "front",
+                "{podSelector: {matchLabels: {app: b}}, ingress: [{ports: [{port: 8080}, {port: 8080, protocol: UDP}]}]}",
+            ));
+            for connection in &mut all {
+                connection.arrives(There);
+                connection.arrives(Back);
+            }
+            // From a's side: the Service's address is nobody's, b's is b's.
+            let out = "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [PEER]}]}";
+            let block = if b.is_ipv4() { "10.96.0.0/16" } else { "fd96::/16" };
+            w.apply(&policy("out", &out.replace("PEER", &format!("{{ipBlock: {{cidr: '{block}'}}}}"))));
+            assert!(!all[0].passes(&w, There));
+            assert!(all[1].passes(&w, Back), "not a's");
+            w.apply(&policy("out", &out.replace("PEER", "{podSelector: {matchLabels: {app: b}}}")));
+            all[0].arrives(There);
+            w.delete_policy("out");
+            w.delete_policy("front");
+        }
+    });
+}
+
+/// A pod that reaches itself through a Service is not cut: it always reaches itself.
+#[test]
+fn a_pod_to_itself_through_a_service() {
+    privileged(|| {
+        let mut w = Watched::new(&["b"], &[], "");
+        service(&w, "b");
+        w.node.command("sysctl -qw net.ipv4.conf.all.send_redirects=0");
+        let to = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
+        let at = Some(SocketAddr::new(w.v4("b"), 8080));
+        let mut itself =
+            [Connection::udp(&w, From::Pod("b"), to, at), Connection::tcp(&w, From::Pod("b"), to, at)];
+        w.apply(&policy("none", "{podSelector: {}, policyTypes: [Ingress, Egress]}"));
+        for connection in &mut itself {
+            assert!(connection.passes(&w, There));
+            assert!(connection.passes(&w, Back));
+        }
+        w.apply(&deny_to_b());
+        assert!(w.between(w.v4("b"), w.v4("b")).iter().all(|f| !f.revoked));
+    });
+}
