@@ -35,29 +35,65 @@ const QUIET: Duration = Duration::from_millis(40);
 /// What has not happened by then never will.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PORT: u16 = 7000;
+const NOISY_POLICIES: usize = 5_000;
+/// The pods that are in the noisy namespace, where there is one.
+const NOISY_PODS: std::ops::Range<usize> = 22..30;
 
 fn main() {
     let given = |word: &str| std::env::args().any(|argument| argument == word);
     let quick = given("--quick");
     let kinds = [(Flows::Established, "--new"), (Flows::New, "--established")];
+    let noises = [(Noise::None, "--quiet"), (Noise::Still, "--still"), (Noise::Changing, "--changing")];
+    let only_some_noise = noises.iter().any(|(_, word)| given(word));
     let (trials, entries) = if quick { (20, 1_000) } else { (200, ENTRIES) };
     in_world(|| {
-        let mut world = World::new();
-        let pods = set_up(&mut world, entries);
-        let (server, client) = (&pods[0], &pods[1]);
-        println!(
-            "{PODS} pods, {} files, {} conntrack entries, a packet every {PERIOD:?}, {trials} trials each; milliseconds",
-            std::fs::read_dir(world.manifests()).unwrap().count(),
-            world.node.sh("cat /proc/sys/net/netfilter/nf_conntrack_count").trim(),
-        );
-        println!("{:<26} {:>7} {:>7} {:>7} {:>7}", "", "p50", "p90", "p99", "most");
-        for (kind, _) in kinds.into_iter().filter(|(_, only_other)| !given(only_other)) {
-            let [deny, allow] = measure(&world, server, client, kind, trials);
-            print(&format!("deny, {}", kind.name()), deny);
-            print(&format!("allow, {}", kind.name()), allow);
+        for (noise, _) in noises.into_iter().filter(|(_, word)| !only_some_noise || given(word)) {
+            let mut world = World::new();
+            let pods = set_up(&mut world, entries, noise);
+            let (server, client) = (&pods[0], &pods[1]);
+            println!(
+                "{}: {PODS} pods, {} files, {} conntrack entries, a packet every {PERIOD:?}, {trials} trials each; milliseconds",
+                noise.name(),
+                std::fs::read_dir(world.manifests()).unwrap().count(),
+                world.node.sh("cat /proc/sys/net/netfilter/nf_conntrack_count").trim(),
+            );
+            println!("{:<26} {:>7} {:>7} {:>7} {:>7}", "", "p50", "p90", "p99", "most");
+            for (kind, _) in kinds.into_iter().filter(|(_, only_other)| !given(only_other)) {
+                let still = AtomicBool::new(false);
+                let [deny, allow] = thread::scope(|scope| {
+                    if noise == Noise::Changing {
+                        scope.spawn(|| change(&world, &still));
+                    }
+                    let times = measure(&world, server, client, kind, trials);
+                    still.store(true, Ordering::Relaxed);
+                    times
+                });
+                print(&format!("deny, {}", kind.name()), deny);
+                print(&format!("allow, {}", kind.name()), allow);
+            }
+            println!("agent: {} KiB resident", world.memory("VmRSS"));
         }
-        println!("agent: {} KiB resident", world.memory("VmRSS"));
     });
+}
+
+/// What another namespace of the node does meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Noise {
+    None,
+    /// It has many policies.
+    Still,
+    /// They change, too.
+    Changing,
+}
+
+impl Noise {
+    fn name(self) -> &'static str {
+        match self {
+            Noise::None => "nobody else",
+            Noise::Still => "a namespace with 5,000 policies and 10,000 excepts beside it",
+            Noise::Changing => "the same, one of its policies changing every 100 ms",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,17 +112,22 @@ impl Flows {
 }
 
 /// The agent, its pods, some policies, and what the node's connections are besides.
-fn set_up(world: &mut World, entries: usize) -> Vec<Pod> {
+fn set_up(world: &mut World, entries: usize, noise: Noise) -> Vec<Pod> {
     let name = |n: usize| format!("p{n}");
+    let namespace =
+        |n: usize| if noise != Noise::None && NOISY_PODS.contains(&n) { "noisy" } else { "default" };
     for n in 0..PODS {
-        world.write(&format!("pod-{n}.yaml"), &World::pod_text(&name(n)));
+        world.write(&format!("pod-{n}.yaml"), &World::pod_text_in(namespace(n), &name(n)));
+    }
+    if noise != Noise::None {
+        make_noise(world);
     }
     for n in 2..22 {
         world.write(&format!("policy-{n}.yaml"), &policy(&name(n), Some(&name(n + 1))));
     }
     world.write("policy-0.yaml", &policy("p0", Some("p1")));
     world.start_ready();
-    let pods: Vec<Pod> = (0..PODS).map(|n| world.add(&name(n))).collect();
+    let pods: Vec<Pod> = (0..PODS).map(|n| world.add_in(namespace(n), &name(n))).collect();
     // Flows between the pods that no policy is about; those of the measurement itself are soon forgotten.
     let timeout = |seconds: u32| {
         world.node.sh(&format!(
@@ -101,6 +142,58 @@ fn set_up(world: &mut World, entries: usize) -> Vec<Pod> {
     }
     timeout(2);
     pods
+}
+
+/// A namespace whose pods are subject to many policies, each with a port and a peer of its own, and to one that lets a large
+/// block in with many holes.
+fn make_noise(world: &World) {
+    let peer = |n: usize| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: peer-{n}, namespace: noisy, labels: {{peer: peer-{n}}}}}, spec: \
+             {{nodeName: there, containers: [{{name: c, image: i}}]}}, status: {{podIP: 10.2.{}.{}}}}}\n---\n",
+            n / 250,
+            n % 250 + 1
+        )
+    };
+    world.write("noisy-peers.yaml", &(0..NOISY_POLICIES).map(peer).collect::<String>());
+    for n in 0..NOISY_POLICIES {
+        world.write(&format!("noisy-{n}.yaml"), &noisy_policy(n, n));
+    }
+    // Every other block of 16 addresses, so that none of them merge.
+    let except = |n: usize| format!("100.{}.{}.{}/28", 64 + n / 2048, n / 8 % 256, n % 8 * 32);
+    let excepts: Vec<String> = (0..10_000).map(except).collect();
+    world.write(
+        "noisy-excepts.yaml",
+        &format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: excepts, namespace: noisy}}, spec: \
+             {{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{cidr: 100.64.0.0/10, except: [{}]}}}}], ports: [{{port: \
+             60000}}]}}]}}}}\n",
+            excepts.join(", ")
+        ),
+    );
+}
+
+/// The noisy namespace's policy number `n`, which lets one peer in on a port of its own.
+fn noisy_policy(n: usize, peer: usize) -> String {
+    format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: noisy-{n}, namespace: noisy}}, spec: \
+         {{podSelector: {{}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{peer: peer-{peer}}}}}}}], ports: \
+         [{{port: {}}}]}}]}}}}\n",
+        10_000 + n
+    )
+}
+
+/// Changes one of the noisy policies after the other, until it is to be still.
+fn change(world: &World, still: &AtomicBool) {
+    for round in 1.. {
+        for n in 0..NOISY_POLICIES {
+            if still.load(Ordering::Relaxed) {
+                return;
+            }
+            world.write(&format!("noisy-{n}.yaml"), &noisy_policy(n, (n + round) % NOISY_POLICIES));
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 /// Ingress to one pod, from one other or nobody.

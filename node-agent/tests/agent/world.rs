@@ -66,7 +66,7 @@ impl World {
     }
 
     pub(crate) fn write_bytes(&self, name: &str, text: &[u8]) -> Instant {
-        let new = self.root.path().join(".new");
+        let new = self.root.path().join(format!(".{name}.new"));
         fs::write(&new, text).unwrap();
         fs::rename(&new, self.manifests().join(name)).unwrap();
         Instant::now()
@@ -144,8 +144,13 @@ impl World {
 
     /// The text of a Pod's manifest, for [`World::write`].
     pub(crate) fn pod_text(name: &str) -> String {
+        Self::pod_text_in("default", name)
+    }
+
+    /// The same in another namespace.
+    pub(crate) fn pod_text_in(namespace: &str, name: &str) -> String {
         format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {name}}}}}, \
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}, \
              spec: {{nodeName: here, containers: [{{name: c, image: i}}]}}}}\n"
         )
     }
@@ -153,8 +158,15 @@ impl World {
     /// A new pod of this node that some manifest describes.
     #[track_caller]
     pub(crate) fn add(&self, name: &str) -> Pod {
+        self.add_in("default", name)
+    }
+
+    /// The same in another namespace.
+    #[track_caller]
+    pub(crate) fn add_in(&self, namespace: &str, name: &str) -> Pod {
         let ns = Namespace::new();
-        let result = self.plugin().run("ADD", name, &ns.path).ok();
+        let plugin = Plugin { namespace: namespace.to_owned(), ..self.plugin() };
+        let result = plugin.run("ADD", name, &ns.path).ok();
         Pod { address: addresses(&result)[0], ns }
     }
 
