@@ -4,6 +4,9 @@
 //! are there already, and says of each what the kernel would say if it began now: by the same programs and allow sets,
 //! which the data plane holds anyhow.
 
+#[cfg(test)]
+mod properties;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 
