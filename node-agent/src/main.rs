@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use moat_agent::check::{self, CheckArgs};
 use moat_agent::guard;
 use moat_agent::run::{self, Options};
@@ -68,9 +68,35 @@ struct RunArgs {
     /// Do not let the kernel guard the tables, as on kernels before 6.9: watch them, and restore what others change
     #[arg(long)]
     no_owner: bool,
+    /// How the agent's log is written, the drop log with it
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     /// How long an address rests between two pods, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     address_rest: u64,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl LogFormat {
+    /// From now on, the log goes to standard error.
+    fn begin(self) {
+        let filter =
+            EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self {
+            LogFormat::Text => log.with_ansi(terminal).init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+        }
+    }
 }
 
 /// Where objects come from.
@@ -118,9 +144,7 @@ fn stop_guard(run_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn run_agent(args: RunArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+    args.log_format.begin();
     let options = Options {
         node: args.source.node.clone(),
         folders: args.source.folders(),

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::cni_server::CniServer;
 use crate::dataplane::{self, Cut, Dataplane, LayoutConfig, Ticket, Update};
 use crate::desired::Desired;
-use crate::droplog::{DropLog, DropNumbers};
+use crate::droplog::{DropLog, DropLogConfig, DropNumbers};
 use crate::flows::Flows;
 use crate::guard::Launch;
 use crate::http;
@@ -174,7 +174,7 @@ async fn start(
     }
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
-    let log_group = layout.log_group;
+    let log = DropLogConfig::of(&layout);
     let config = dataplane::Config { layout: layout.clone(), owner: options.owner, followed: true, guard: Some(guard) };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
@@ -190,7 +190,7 @@ async fn start(
     readiness.applied(readiness.reading(), first.fingerprint);
     let followed = follow(readiness.clone());
     let desired = Arc::new(Mutex::new(desired));
-    let droplog = DropLog::start(log_group, desired.clone()).context("cannot read the drop log")?;
+    let droplog = DropLog::start(log, desired.clone()).context("cannot read the drop log")?;
     let numbers = DropNumbers::open(desired.clone(), droplog.stats().clone());
     metrics.drops(numbers.context("cannot read the counters of drops")?);
     let agent = Agent { desired, droplog, flows, dataplane, followed, podnet, readiness, metrics };

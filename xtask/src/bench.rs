@@ -19,6 +19,8 @@ pub(crate) enum Bench {
     Netlink,
     /// Connections and packets between two pods, with and without policy; root only
     Datapath,
+    /// A dropped packet, with the drop log and without; root only
+    Drops,
     /// A pod's interface, from the runtime's ADD to its answer
     Cni,
     /// From the rename of a manifest to the last packet let through, with the real agent
@@ -33,10 +35,9 @@ impl Bench {
             Bench::Engine => &["bench", "-p", "moat-policies", "--bench", "*"][..],
             Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
             Bench::Datapath => &["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"],
+            Bench::Drops => &["run", "--release", "-p", "moat-agent", "--example", "bench_drops"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
-            Bench::Latency if quick => {
-                &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"]
-            }
+            Bench::Latency if quick => &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"],
             Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
             Bench::Lab => return nine_pods(),
         }))

@@ -25,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use moat_cni::stream::{Dropped, Event, Unlogged};
 use rustix::event::{EventfdFlags, eventfd};
@@ -39,6 +40,22 @@ pub(crate) use words::Names;
 
 /// Events that are kept for who asks later.
 const KEPT: usize = 1024;
+
+/// How the log is to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropLogConfig {
+    /// The nflog group that the tables log to.
+    pub group: u16,
+    /// How long packets of a kind are counted before they are told, and how often it is told what was not logged.
+    pub window: Duration,
+}
+
+impl DropLogConfig {
+    /// The log of these tables, with a line every ten seconds for what goes on.
+    pub fn of(layout: &dataplane::LayoutConfig) -> Self {
+        Self { group: layout.log_group, window: Duration::from_secs(10) }
+    }
+}
 
 /// Why there is no drop log.
 #[derive(Debug, thiserror::Error)]
@@ -93,9 +110,8 @@ struct Shared {
 }
 
 impl DropLog {
-    /// Reads the log of the tables in the network namespace of the calling thread, records of this nflog group. `desired`
-    /// knows names and policies; the calling thread must not hold it.
-    pub fn start(group: u16, desired: Arc<Mutex<Desired>>) -> Result<Self, DropLogError> {
+    /// Reads the log of the tables in the network namespace of the calling thread. `desired` knows names and policies.
+    pub fn start(config: DropLogConfig, desired: Arc<Mutex<Desired>>) -> Result<Self, DropLogError> {
         let shared = Arc::new(Shared {
             last: Mutex::new(VecDeque::new()),
             followers: broadcast::Sender::new(KEPT),
@@ -107,7 +123,7 @@ impl DropLog {
         let (told, stopped) = (shared.clone(), stop.clone());
         let thread = std::thread::Builder::new()
             .name("drop-log".to_owned())
-            .spawn(move || Reader::new(group, desired, counters, told).run(&stopped))
+            .spawn(move || Reader::new(config, desired, counters, told).run(&stopped))
             .map_err(DropLogError::Thread)?;
         Ok(Self { shared, stop, thread: Some(thread) })
     }

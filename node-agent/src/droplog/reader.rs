@@ -11,16 +11,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 use tracing::{debug, warn};
 
-use super::Shared;
 use super::fold::{Fold, Repeated, Sight};
 use super::packet::Kind;
 use super::unlogged::Unlogged;
 use super::words::{self, Interfaces};
+use super::{DropLogConfig, Shared};
 use crate::dataplane::{DropCounters, DropPoint};
 use crate::desired::Desired;
 
-/// How long packets of a kind are counted before they are told, and how often what was not logged is.
-const WINDOW: Duration = Duration::from_secs(10);
 /// Kinds of packets that are kept in mind.
 const KINDS: usize = 4096;
 /// How long until a group that another listener has is tried again: an agent that ends gives it free.
@@ -36,7 +34,7 @@ type Place = (DropPoint, String);
 
 /// What the thread works with.
 pub(super) struct Reader {
-    group: u16,
+    config: DropLogConfig,
     desired: Arc<Mutex<Desired>>,
     counters: DropCounters,
     shared: Arc<Shared>,
@@ -50,14 +48,14 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(
-        group: u16,
+        config: DropLogConfig,
         desired: Arc<Mutex<Desired>>,
         counters: DropCounters,
         shared: Arc<Shared>,
     ) -> Self {
         let names = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok();
-        let (fold, unlogged) = (Fold::new(WINDOW, KINDS), Unlogged::since(BTreeMap::new()));
-        Self { group, desired, counters, shared, fold, unlogged, compare: None, names }
+        let (fold, unlogged) = (Fold::new(config.window, KINDS), Unlogged::since(BTreeMap::new()));
+        Self { config, desired, counters, shared, fold, unlogged, compare: None, names }
     }
 
     /// Until `stop` is readable.
@@ -78,7 +76,7 @@ impl Reader {
                 self.compare(&mut group);
             }
         }
-        let last = std::mem::replace(&mut self.fold, Fold::new(WINDOW, 0)).finish();
+        let last = std::mem::replace(&mut self.fold, Fold::new(self.config.window, 0)).finish();
         last.into_iter().for_each(|repeated| self.shared.tell(told_again(repeated)));
     }
 
@@ -86,13 +84,13 @@ impl Reader {
     fn bind(&self, stop: &OwnedFd) -> Option<Group> {
         let mut warned = false;
         loop {
-            match Group::bind(self.group, &Options::default()) {
+            match Group::bind(self.config.group, &Options::default()) {
                 Ok(group) => return Some(group),
                 Err(error) if !warned => {
                     let error = anyhow::Error::new(error);
                     warn!(
                         "dropped packets are counted and not logged until nflog group {} is free: {error:#}",
-                        self.group
+                        self.config.group
                     );
                     warned = true;
                 }
@@ -147,7 +145,7 @@ impl Reader {
                 continue;
             }
             count(&self.shared.stats.records, 1);
-            self.compare.get_or_insert(now + WINDOW);
+            self.compare.get_or_insert(now + self.config.window);
             if let Some(name) = interfaces.on(kind.point.direction) {
                 self.unlogged.record((kind.point, name.to_owned()));
             }
@@ -164,7 +162,7 @@ impl Reader {
             Ok(counts) => counts,
             Err(error) => {
                 debug!("cannot read the counters of drops: {error}");
-                self.compare = Some(Instant::now() + WINDOW);
+                self.compare = Some(Instant::now() + self.config.window);
                 return;
             }
         };
@@ -173,7 +171,7 @@ impl Reader {
         self.records(late);
         let missing = self.unlogged.counted(&counts);
         if !missing.is_empty() {
-            self.compare.get_or_insert(Instant::now() + WINDOW);
+            self.compare.get_or_insert(Instant::now() + self.config.window);
         }
         for ((point, interface), packets) in missing {
             count(&self.shared.stats.unlogged, packets);

@@ -19,7 +19,7 @@ const DENY_ALL: &str = "{podSelector: {}, policyTypes: [Ingress, Egress]}";
 
 impl World {
     /// Sends a packet with its own IP header; a receiver at the destination takes what comes.
-    fn forge(&self, from: From<'_>, destination: IpAddr, protocol: u8, packet: Vec<u8>) -> Fate {
+    pub(crate) fn forge(&self, from: From<'_>, destination: IpAddr, protocol: u8, packet: Vec<u8>) -> Fate {
         let receiver =
             self.holder(destination).run(move || raw_socket(destination, i32::from(protocol).into(), None));
         let socket = self.space(from).run(move || forger(destination));
@@ -235,7 +235,7 @@ fn a_nodes_loopback_is_its_own() {
 }
 
 /// A TCP segment.
-fn tcp(source: IpAddr, destination: IpAddr, sport: u16, dport: u16, flags: u8) -> Vec<u8> {
+pub(crate) fn tcp(source: IpAddr, destination: IpAddr, sport: u16, dport: u16, flags: u8) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(sport.to_be_bytes());
     body.extend(dport.to_be_bytes());
