@@ -170,7 +170,7 @@ impl World {
         let first = Update { policy, pods, ..Update::default() };
         let (dataplane, flows) = node.run(move || {
             let dataplane = Dataplane::start(Config::default(), &first).expect("the data plane starts");
-            let flows = Flows::start(&dataplane, &LayoutConfig::default()).expect("flows");
+            let flows = Flows::start(&dataplane, &LayoutConfig::default(), &[]).expect("flows");
             (dataplane, flows)
         });
         Self { entries, v6, node, _ends: [left, right], cluster, dataplane, flows }

@@ -115,7 +115,7 @@ impl Agent {
             .await?;
         // While its link is made, the address loses what is left of its last owner's connections.
         let (built, ()) =
-            tokio::join!(self.podnet.build(&attachment), self.flows.forget(attachment.addresses()));
+            tokio::join!(self.podnet.build(&attachment), self.flows.hand_out(attachment.addresses()));
         built?;
         failpoint::reach("built");
         // The node's end is down until the kernel holds the pod's policy.

@@ -179,8 +179,9 @@ async fn start(
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;
+    let blocks = desired.node().map(|node| node.pod_cidrs.clone()).unwrap_or_default();
     let (dataplane, flows) = tokio::task::spawn_blocking(move || {
-        let flows = Flows::start(&dataplane, &layout);
+        let flows = Flows::start(&dataplane, &layout, &blocks);
         (dataplane, flows)
     })
     .await?;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use moat_nfnetlink::conntrack::{Conntrack, Deletion, Detail, Entry, Family, Filter, MarkChange};
 
 use super::stats::FlowStats;
@@ -44,11 +45,14 @@ impl Looker {
         Ok(Self { verdicts, revoked, dump: Conntrack::open()?, hand, stats })
     }
 
-    /// Looks once at all entries of those concerned. What it cannot change is told after all the others have been.
-    pub(super) fn look(&mut self, concern: &Concern) -> Result<(), FlowsError> {
+    /// Looks once at all entries of those concerned. Those of addresses in `unused` that no pod has are deleted. What it
+    /// cannot change is told after all the others have been.
+    pub(super) fn look(&mut self, concern: &Concern, unused: &[IpNet]) -> Result<(), FlowsError> {
         let begin = Instant::now();
         let Self { verdicts, revoked, dump, hand, stats } = self;
-        let mut round = Round { verdicts, revoked: *revoked, concern, hand, stats, own: None, failed: None };
+        let own = if unused.is_empty() { None } else { Some(own_addresses(&mut hand.node)?) };
+        let mut round =
+            Round { verdicts, revoked: *revoked, concern, unused, hand, stats, own, failed: None };
         let mut chunk = Vec::with_capacity(CHUNK);
         for filter in filters(concern) {
             dump.entries(&filter, |entry| {
@@ -103,6 +107,7 @@ struct Round<'a> {
     verdicts: &'a Verdicts,
     revoked: u32,
     concern: &'a Concern,
+    unused: &'a [IpNet],
     hand: &'a mut Hand,
     stats: &'a FlowStats,
     /// The node's own addresses, once somebody asked.
@@ -119,7 +124,12 @@ impl Round<'_> {
         let mut resume = Vec::new();
         self.verdicts.judge(|judge| {
             for entry in chunk.drain(..) {
-                if self.concern.has_moved(entry.original.source, entry.reply.source) {
+                let ends = [entry.original.source, entry.reply.source];
+                let own = |a: &IpAddr| self.own.as_ref().is_some_and(|own| own.contains(a));
+                let ownerless = |a: &IpAddr| {
+                    self.unused.iter().any(|b| b.contains(a)) && judge.pod(*a).is_none() && !own(a)
+                };
+                if self.concern.has_moved(ends[0], ends[1]) || ends.iter().any(ownerless) {
                     deletions.push(Deletion::of(&entry));
                     continue;
                 }

@@ -22,10 +22,11 @@ mod stats;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use moat_nfnetlink::conntrack::Conntrack;
 use tokio::sync::oneshot;
 use tracing::error;
@@ -67,6 +68,16 @@ pub struct Flows {
     asked: Mutex<(Conntrack, Netlink)>,
     revoked: u32,
     stats: Arc<FlowStats>,
+    addresses: Mutex<Addresses>,
+}
+
+/// Which addresses may have connections that are not their next owner's.
+#[derive(Debug)]
+struct Addresses {
+    /// Those in here had none at the start, as far as nobody had them.
+    clean: Vec<IpNet>,
+    /// Those that somebody has had since, and that have not been forgotten after that.
+    used: BTreeSet<IpAddr>,
 }
 
 /// What the thread hears of.
@@ -81,9 +92,10 @@ enum Event {
 }
 
 impl Flows {
-    /// Looks at all entries once, and from then on at those that a commit of this data plane is about. To be called in the
-    /// network namespace of the data plane. Returns when the first look is over.
-    pub fn start(dataplane: &Dataplane, layout: &LayoutConfig) -> Result<Self, FlowsError> {
+    /// Looks at all entries once, and from then on at those that a commit of this data plane is about. `blocks` is where this
+    /// node's pods get their addresses from: what no pod has of it loses its connections at the start. To be called in
+    /// the network namespace of the data plane. Returns when the first look is over.
+    pub fn start(dataplane: &Dataplane, layout: &LayoutConfig, blocks: &[IpNet]) -> Result<Self, FlowsError> {
         let stats = Arc::new(FlowStats::default());
         let verdicts = dataplane.verdicts();
         let mut looker = Looker::open(verdicts.clone(), layout.revoked_mark, stats.clone())?;
@@ -96,17 +108,46 @@ impl Flows {
         let follower = dataplane.listen(move |commit| drop(tell.send(Event::Commit(commit))));
         // The tables may have come into force a moment ago.
         grace::wait();
-        looker.look(&Concern::all())?;
+        looker.look(&Concern::all(), blocks)?;
         follower.followed(0);
         let thread = std::thread::Builder::new()
             .name("flows".to_owned())
             .spawn(move || run(looker, &receiver, &grace, &follower))?;
-        Ok(Self { events, thread: Some(thread), verdicts, asked, revoked: layout.revoked_mark, stats })
+        let addresses = Mutex::new(Addresses { clean: blocks.to_vec(), used: BTreeSet::new() });
+        let revoked = layout.revoked_mark;
+        Ok(Self { events, thread: Some(thread), verdicts, asked, revoked, stats, addresses })
+    }
+
+    /// Makes sure that a pod that is about to get addresses gets no connection with them. Costs nothing where that is known:
+    /// to read the kernel's table takes longer than to make a pod's interface.
+    pub async fn hand_out(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        let unclean: Vec<IpAddr> = {
+            let mut known = self.known();
+            let clean = |a: &&IpAddr| known.clean.iter().any(|b| b.contains(*a)) && !known.used.contains(*a);
+            let unclean = addresses.iter().filter(|a| !clean(a)).copied().collect();
+            known.used.extend(&addresses);
+            unclean
+        };
+        if !unclean.is_empty() {
+            self.delete(unclean).await;
+        }
     }
 
     /// Deletes the connections of addresses that nobody has just now, so that the next who gets one gets no connection with
     /// it. Waits until that is done. To be called after the last owner's interface is gone and before the next one's comes up.
     pub async fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        self.delete(addresses.clone()).await;
+        let mut known = self.known();
+        known.used.retain(|a| !addresses.contains(a));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn delete(&self, addresses: Vec<IpAddr>) {
         let (done, waiting) = oneshot::channel();
         let commit = Commit { number: 0, concern: Concern::moved(addresses), waiting: vec![done] };
         if self.events.send(Event::Commit(commit)).is_ok() {
@@ -183,7 +224,7 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
         }
         retry = None;
         if !concern.is_empty()
-            && let Err(e) = looker.look(&concern)
+            && let Err(e) = looker.look(&concern, &[])
         {
             error!(
                 "connections may go on that policy denies, trying again in {RETRY:?}: {:#}",

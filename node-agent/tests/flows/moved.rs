@@ -110,3 +110,24 @@ fn forget(w: &Watched, addresses: impl IntoIterator<Item = std::net::IpAddr>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(w.flows().forget(addresses));
 }
+
+/// An agent was dead while a pod went: whatever is left of that pod's connections goes at the start.
+#[test]
+fn connections_of_a_pod_that_went_unseen_are_forgotten_at_the_start() {
+    privileged(|| {
+        let mut w = Watched::new(&["a", "b"], &[], "");
+        let (a, b) = (w.v4("a"), w.v4("b"));
+        let _open = [
+            Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None),
+            Connection::udp(&w, From::Pod("b"), SocketAddr::new(a, 53), None),
+            Connection::udp(&w, From::Node, SocketAddr::new(a, 54), None),
+        ];
+        w.die();
+        let gone = w.pods.remove("b");
+        w.revive();
+        let mut left = 0;
+        w.flows().live(|_| left += 1).expect("the table can be read");
+        assert_eq!(left, 1, "the node's own is left");
+        drop(gone);
+    });
+}

@@ -51,8 +51,9 @@ impl Watched {
     /// Has somebody look after connections.
     fn follow(&mut self) {
         let dataplane = self.world.dataplane.take().expect("a data plane");
+        let block = "10.0.0.0/24".parse().expect("a block");
         let (dataplane, flows) = self.world.node.run(move || {
-            let flows = Flows::start(&dataplane, &LayoutConfig::default());
+            let flows = Flows::start(&dataplane, &LayoutConfig::default(), &[block]);
             (dataplane, flows)
         });
         self.world.dataplane = Some(dataplane);
