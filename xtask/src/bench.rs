@@ -21,8 +21,10 @@ pub(crate) enum Bench {
     Datapath,
     /// A dropped packet, with the drop log and without; root only
     Drops,
-    /// A pod's interface, from the runtime's ADD to its answer
+    /// A pod's interface, from the runtime's ADD until an allowed peer has been answered; beside ptp and host-local
     Cni,
+    /// Agent and plugin die at every step of ADD and DEL, 1,000 times, and nothing may be left behind
+    Crash,
     /// From the rename of a manifest to the last packet let through, with the real agent
     Latency,
     /// The lab, all in one, with nine pods that serve three ports each over TCP and UDP
@@ -37,11 +39,18 @@ impl Bench {
             Bench::Datapath => &["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"],
             Bench::Drops => &["run", "--release", "-p", "moat-agent", "--example", "bench_drops"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
+            Bench::Crash => return crash(if quick { 64 } else { 1000 }),
             Bench::Latency if quick => &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"],
             Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
             Bench::Lab => return nine_pods(),
         }))
     }
+}
+
+/// Runs the tests of deaths, longer than the tests do.
+fn crash(runs: usize) -> Result<()> {
+    let test = ["test", "-p", "moat-agent", "--test", "podnet", "--", "--nocapture", "steps::"];
+    check(cargo(test).env("MOAT_CRASH_RUNS", runs.to_string()))
 }
 
 /// How often the lab is run.

@@ -28,6 +28,11 @@ const NEEDS: &[Need] = &[
         why: "has the names of protocols, for nft to print",
     },
     Need { program: "go", package: "golang-go", why: "builds cnitool" },
+    Need {
+        program: "/usr/lib/cni/ptp",
+        package: "containernetworking-plugins",
+        why: "is what our plugin's benchmark compares with",
+    },
 ];
 
 /// The CNI project's own client.
@@ -40,9 +45,9 @@ const NEWER_GO: &str = "go1.25.0";
 pub(crate) fn run() -> Result<ExitCode> {
     ensure()?;
     for need in NEEDS {
-        println!("{:<15} {}", need.program, need.why);
+        println!("{:<16} {}", need.program, need.why);
     }
-    println!("{:<15} drives our CNI plugin as a container runtime would", "cnitool");
+    println!("{:<16} drives our CNI plugin as a container runtime would", "cnitool");
     println!("all here");
     Ok(ExitCode::SUCCESS)
 }
