@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use moat_manifests::Errors;
 use moat_policies::Key;
 use tokio::sync::mpsc;
@@ -132,9 +132,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let cni = tokio::spawn(cni.serve(agent.clone(), stop.clone().cancelled_owned()));
     info!(node = %options.node, "ready");
 
+    // Without these threads policy is in force only by half, and nobody would see it. The next agent begins by making it right.
+    let (writes, looks) = (agent.dataplane.ended(), agent.flows.ended());
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
+            () = writes.cancelled() => bail!("the thread that writes the tables has ended, by a defect that it told above"),
+            () = looks.cancelled() => bail!("the thread that looks after connections has ended, by a defect that it told above"),
             ended = &mut http => return ended.context("HTTP server")?,
             reading = readings.recv() => match reading.context("the manifest folders are not watched any more")? {
                 Ok(reading) => agent.apply(reading).await,

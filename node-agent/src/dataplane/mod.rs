@@ -34,6 +34,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 pub use concern::Concern;
@@ -77,6 +78,7 @@ pub struct Dataplane {
     orders: Option<Arc<Sender<Order>>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+    ended: CancellationToken,
     stats: Arc<Stats>,
     verdicts: Verdicts,
     listener: Arc<Listener>,
@@ -111,12 +113,17 @@ impl Dataplane {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| thread_failed(e.into()))?);
         let (orders, receiver) = channel();
         let woken = wake.clone();
-        let thread = std::thread::Builder::new()
-            .name("dataplane".to_owned())
-            .spawn(move || writer.run(&receiver, &woken))
-            .map_err(thread_failed)?;
+        let ended = CancellationToken::new();
+        let alive = ended.clone().drop_guard();
+        let work = move || {
+            let _alive = alive;
+            writer.run(&receiver, &woken);
+        };
+        let thread =
+            std::thread::Builder::new().name("dataplane".to_owned()).spawn(work).map_err(thread_failed)?;
         let verdicts = Verdicts(state);
-        Ok(Self { orders: Some(Arc::new(orders)), wake, thread: Some(thread), stats, verdicts, listener })
+        let (orders, thread) = (Some(Arc::new(orders)), Some(thread));
+        Ok(Self { orders, wake, thread, ended, stats, verdicts, listener })
     }
 
     /// Hands an update over. Updates take effect in the order in which they were submitted; several that wait go into one
@@ -142,6 +149,12 @@ impl Dataplane {
         self.listener.set(Box::new(hear));
         let orders = self.orders.as_ref().map(Arc::downgrade).unwrap_or_default();
         Follower { orders, wake: self.wake.clone() }
+    }
+
+    /// Cancelled when the thread that writes has ended: before this is dropped, only a defect can make it. No change is carried
+    /// out any more then.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// What the writer has done so far.

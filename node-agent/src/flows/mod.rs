@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use moat_nfnetlink::conntrack::Conntrack;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::dataplane::{Commit, Concern, Dataplane, Follower, LayoutConfig, Verdicts};
@@ -63,6 +64,7 @@ pub enum FlowsError {
 pub struct Flows {
     events: Sender<Event>,
     thread: Option<JoinHandle<()>>,
+    ended: CancellationToken,
     verdicts: Verdicts,
     /// A socket of its own for who asks, so that nobody's question holds up a look.
     asked: Mutex<(Conntrack, Netlink)>,
@@ -110,12 +112,16 @@ impl Flows {
         grace::wait();
         looker.look(&Concern::all(), blocks)?;
         follower.followed(0);
-        let thread = std::thread::Builder::new()
-            .name("flows".to_owned())
-            .spawn(move || run(looker, &receiver, &grace, &follower))?;
+        let ended = CancellationToken::new();
+        let alive = ended.clone().drop_guard();
+        let work = move || {
+            let _alive = alive;
+            run(looker, &receiver, &grace, &follower);
+        };
+        let thread = Some(std::thread::Builder::new().name("flows".to_owned()).spawn(work)?);
         let addresses = Mutex::new(Addresses { clean: blocks.to_vec(), used: BTreeSet::new() });
         let revoked = layout.revoked_mark;
-        Ok(Self { events, thread: Some(thread), verdicts, asked, revoked, stats, addresses })
+        Ok(Self { events, thread, ended, verdicts, asked, revoked, stats, addresses })
     }
 
     /// Makes sure that a pod that is about to get addresses gets no connection with them. Costs nothing where that is known:
@@ -163,6 +169,12 @@ impl Flows {
         let (conntrack, node) = &mut *asked;
         let own = own_addresses(node)?;
         live::list(conntrack, &self.verdicts, &own, self.revoked, each)
+    }
+
+    /// Cancelled when the thread that looks has ended: before this is dropped, only a defect can make it. Connections do not
+    /// follow what is in force any more then.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// What has been done so far.
