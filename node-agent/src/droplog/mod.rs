@@ -38,6 +38,13 @@ pub(crate) use numbers::DropNumbers;
 use reader::Reader;
 pub(crate) use words::Names;
 
+/// What the drop log reads of a packet, for the fuzz targets; `None` where our rules did not log it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn in_words(packet: &moat_nfnetlink::nflog::Packet<'_>) -> Option<String> {
+    let packet::Kind { point, headers, .. } = packet::Kind::of(packet)?;
+    Some(format!("{point} {} {:?} {:?}", headers.carries.name(), headers.traffic(), headers))
+}
+
 /// Events that are kept for who asks later.
 const KEPT: usize = 1024;
 

@@ -22,7 +22,7 @@ mod check;
 mod clock;
 mod disk;
 mod error;
-mod identity;
+pub(crate) mod identity;
 mod ipam;
 pub(crate) mod journal;
 mod links;
