@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -15,6 +16,9 @@ use crate::podnet::Netlink;
 
 /// Entries that are judged before commits get their turn again.
 pub(super) const CHUNK: usize = 512;
+
+/// Chunks that may wait to be written.
+const QUEUE: usize = 16;
 
 /// Up to so many addresses are asked for one by one, at two walks of the kernel's table each; for more, all entries are
 /// handed over once.
@@ -31,11 +35,20 @@ pub(super) struct Looker {
     pub(super) stats: Arc<FlowStats>,
 }
 
-/// What changes entries while they are listed: it needs a socket of its own.
+/// What changes entries while they are listed: it needs sockets of its own.
 #[derive(Debug)]
 struct Hand {
     conntrack: Conntrack,
     node: Netlink,
+}
+
+/// What is to become of some entries.
+#[derive(Debug, Default)]
+struct Changes {
+    delete: Vec<Deletion>,
+    /// Denied as far as the tables say: flows of the node itself are still among them.
+    revoke: Vec<Entry>,
+    resume: Vec<Entry>,
 }
 
 impl Looker {
@@ -47,27 +60,40 @@ impl Looker {
 
     /// Looks once at all entries of those concerned. Those of addresses in `unused` that no pod has are deleted. What it
     /// cannot change is told after all the others have been.
+    ///
+    /// Entries are changed on a thread beside: to change one costs the kernel about as much as to list it.
     pub(super) fn look(&mut self, concern: &Concern, unused: &[IpNet]) -> Result<(), FlowsError> {
         let begin = Instant::now();
         let Self { verdicts, revoked, dump, hand, stats } = self;
-        let own = if unused.is_empty() { None } else { Some(own_addresses(&mut hand.node)?) };
-        let mut round =
-            Round { verdicts, revoked: *revoked, concern, unused, hand, stats, own, failed: None };
-        let mut chunk = Vec::with_capacity(CHUNK);
-        for filter in filters(concern) {
-            dump.entries(&filter, |entry| {
-                if concern.covers(entry.original.source, entry.reply.source) {
-                    chunk.push(entry);
-                    if chunk.len() == CHUNK {
-                        round.follow(&mut chunk);
+        let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
+        let judging = Judging { revoked: *revoked, concern, unused, own };
+        let (changes, to_do) = sync_channel(QUEUE);
+        let result = std::thread::scope(|scope| {
+            let (revoked, stats) = (*revoked, &**stats);
+            let writing = scope.spawn(move || hand.write_all(&to_do, revoked, stats));
+            let mut chunk = Vec::with_capacity(CHUNK);
+            // A send fails where the other thread has panicked, which is told when it is joined.
+            let judge = |chunk: &mut Vec<Entry>| {
+                FlowStats::count(&stats.seen, chunk.len() as u64);
+                drop(changes.send(verdicts.judge(|judge| judging.judge(judge, chunk.drain(..)))));
+            };
+            let listed = filters(concern).iter().try_for_each(|filter| {
+                dump.entries(filter, |entry| {
+                    if concern.covers(entry.original.source, entry.reply.source) {
+                        chunk.push(entry);
+                        if chunk.len() == CHUNK {
+                            judge(&mut chunk);
+                        }
                     }
-                }
-            })?;
-            round.follow(&mut chunk);
-        }
-        let failed = round.failed;
+                })
+            });
+            judge(&mut chunk);
+            drop(changes);
+            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(listed?).and(written)
+        });
         stats.looked(begin.elapsed());
-        failed.map_or(Ok(()), Err)
+        result
     }
 }
 
@@ -103,85 +129,78 @@ pub(super) fn flow(entry: &Entry) -> Flow {
     }
 }
 
-struct Round<'a> {
-    verdicts: &'a Verdicts,
+/// What entries are judged by besides the tables.
+struct Judging<'a> {
     revoked: u32,
     concern: &'a Concern,
     unused: &'a [IpNet],
-    hand: &'a mut Hand,
-    stats: &'a FlowStats,
-    /// The node's own addresses, once somebody asked.
-    own: Option<BTreeSet<IpAddr>>,
-    failed: Option<FlowsError>,
+    /// The node's own addresses.
+    own: BTreeSet<IpAddr>,
 }
 
-impl Round<'_> {
-    /// Judges entries and has the kernel follow.
-    fn follow(&mut self, chunk: &mut Vec<Entry>) {
-        FlowStats::count(&self.stats.seen, chunk.len() as u64);
-        let mut deletions = Vec::new();
-        let mut revoke = Vec::new();
-        let mut resume = Vec::new();
-        self.verdicts.judge(|judge| {
-            for entry in chunk.drain(..) {
-                let ends = [entry.original.source, entry.reply.source];
-                let own = |a: &IpAddr| self.own.as_ref().is_some_and(|own| own.contains(a));
-                let ownerless = |a: &IpAddr| {
-                    self.unused.iter().any(|b| b.contains(a)) && judge.pod(*a).is_none() && !own(a)
-                };
-                if self.concern.has_moved(ends[0], ends[1]) || ends.iter().any(ownerless) {
-                    deletions.push(Deletion::of(&entry));
-                    continue;
-                }
-                match (self.denies(judge, &entry), entry.mark & self.revoked == self.revoked) {
-                    (true, false) => revoke.push(entry),
-                    (false, true) => resume.push(entry),
-                    (true, true) | (false, false) => {}
-                }
+impl Judging<'_> {
+    fn judge(&self, judge: &Judge<'_>, entries: impl Iterator<Item = Entry>) -> Changes {
+        let mut changes = Changes::default();
+        for entry in entries {
+            let flow = flow(&entry);
+            let ends = [flow.source, flow.destination];
+            let ownerless = |a: &IpAddr| {
+                let unused = self.unused.iter().any(|b| b.contains(a));
+                unused && judge.pod(*a).is_none() && !self.own.contains(a)
+            };
+            if self.concern.has_moved(ends[0], ends[1]) || ends.iter().any(ownerless) {
+                changes.delete.push(Deletion::of(&entry));
+                continue;
             }
-        });
-        if let Err(error) = self.write(&deletions, revoke, resume) {
-            self.failed.get_or_insert(error);
+            let denied = judge.judge(&flow).is_some_and(|ruling| !ruling.is_allowed());
+            match (denied, entry.mark & self.revoked == self.revoked) {
+                (true, false) => changes.revoke.push(entry),
+                (false, true) => changes.resume.push(entry),
+                (true, true) | (false, false) => {}
+            }
         }
+        changes
     }
+}
 
-    /// Whether an entry is a denied flow's, as far as the tables say: flows of the node itself are still among them.
-    fn denies(&self, judge: &Judge<'_>, entry: &Entry) -> bool {
-        judge.judge(&flow(entry)).is_some_and(|ruling| !ruling.is_allowed())
+impl Hand {
+    /// Has the kernel follow until there is nothing more to do. Goes on after a failure, and tells the first.
+    fn write_all(
+        &mut self,
+        to_do: &Receiver<Changes>,
+        revoked: u32,
+        stats: &FlowStats,
+    ) -> Result<(), FlowsError> {
+        let mut own = None;
+        let mut result = Ok(());
+        for changes in to_do {
+            let written = self.write(changes, revoked, &mut own, stats);
+            result = result.and(written);
+        }
+        result
     }
 
     fn write(
         &mut self,
-        deletions: &[Deletion],
-        mut revoke: Vec<Entry>,
-        resume: Vec<Entry>,
+        Changes { delete, mut revoke, resume }: Changes,
+        revoked: u32,
+        own: &mut Option<BTreeSet<IpAddr>>,
+        stats: &FlowStats,
     ) -> Result<(), FlowsError> {
         if !revoke.is_empty() {
             // Asked for only now: mostly nothing is denied.
-            let own = match &self.own {
+            let own = match own {
                 Some(own) => own,
-                None => self.own.insert(own_addresses(&mut self.hand.node)?),
+                None => own.insert(own_addresses(&mut self.node)?),
             };
             revoke.retain(|e| !own.contains(&e.original.source) && !own.contains(&e.reply.source));
         }
-        let change = |entry: Entry, value| MarkChange {
-            tuple: entry.original,
-            zone: entry.zone,
-            value,
-            mask: self.revoked,
-        };
-        let revoked = self.revoked;
-        let cut: Vec<MarkChange> = revoke.into_iter().map(|entry| change(entry, revoked)).collect();
-        let resumed: Vec<MarkChange> = resume.into_iter().map(|entry| change(entry, 0)).collect();
-        let conntrack = &mut self.hand.conntrack;
-        for (changes, counter) in [(&cut, &self.stats.cut), (&resumed, &self.stats.resumed)] {
-            if !changes.is_empty() {
-                FlowStats::count(counter, conntrack.set_marks(changes)?.changed as u64);
-            }
+        for (entries, value, counter) in [(revoke, revoked, &stats.cut), (resume, 0, &stats.resumed)] {
+            let change = |e: Entry| MarkChange { tuple: e.original, zone: e.zone, value, mask: revoked };
+            let changes: Vec<MarkChange> = entries.into_iter().map(change).collect();
+            FlowStats::count(counter, self.conntrack.set_marks(&changes)?.changed as u64);
         }
-        if !deletions.is_empty() {
-            FlowStats::count(&self.stats.forgotten, conntrack.delete(deletions)?.changed as u64);
-        }
+        FlowStats::count(&stats.forgotten, self.conntrack.delete(&delete)?.changed as u64);
         Ok(())
     }
 }
