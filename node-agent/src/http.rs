@@ -47,7 +47,11 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
     for line in now.error.iter().flat_map(|e| e.lines()) {
         body.push_str(&format!("error {line}\n"));
     }
-    let mut ready = now.applied.is_some() && now.error.is_none();
+    for (pod, why) in now.closed.iter() {
+        let line: Vec<&str> = why.lines().collect();
+        body.push_str(&format!("closed {pod}: {}\n", line.join(" ")));
+    }
+    let mut ready = now.applied.is_some() && now.error.is_none() && now.closed.is_empty();
     if pages.metrics.is_behind() {
         ready = false;
         body.push_str("error the kernel does not hold what it is to hold; it is tried again\n");

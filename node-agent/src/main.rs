@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moat_agent::check::{self, CheckArgs};
+use moat_agent::dataplane::Limits;
 use moat_agent::guard;
 use moat_agent::run::{self, Options};
 use moat_agent::source::Folders;
@@ -74,6 +75,23 @@ struct RunArgs {
     /// How long an address rests between two pods, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     address_rest: u64,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// What pods, policies and the node may ask of the kernel. Above a limit the pods that it is about are closed, and /readyz
+/// says so.
+#[derive(Args)]
+struct LimitArgs {
+    /// Most classes of ports that policies may distinguish for a pod, in one direction
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().classes)]
+    max_classes_per_pod: usize,
+    /// Most prefixes, CIDRs less their excepts, that policies may allow a pod on one class of ports
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().prefixes)]
+    max_prefixes: usize,
+    /// Most addresses and prefixes in all allow sets of this node; the largest sets are left out first
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().elements)]
+    max_elements: usize,
 }
 
 /// How a line of the log is written.
@@ -153,6 +171,11 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         listen: args.listen,
         owner: !args.no_owner,
         address_rest: Duration::from_secs(args.address_rest),
+        limits: Limits {
+            classes: args.limits.max_classes_per_pod,
+            prefixes: args.limits.max_prefixes,
+            elements: args.limits.max_elements,
+        },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {

@@ -129,6 +129,16 @@ impl Collector for DataplaneNumbers {
         last.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), last.metric_type())?)?;
         let gauges = [
             ("dataplane_pods", "Pods in force", stats.pods()),
+            (
+                "dataplane_closed_pods",
+                "Pods that are closed because the kernel refused what they need, or a limit keeps it from the kernel",
+                stats.closed(),
+            ),
+            (
+                "dataplane_guard",
+                "1 while a guard keeps our tables' owner, also for when we do not live",
+                stats.guard(),
+            ),
             ("dataplane_owner", "1 while the kernel guards our tables against others", stats.owner()),
             ("dataplane_behind", "1 while the kernel does not hold what it is to hold", stats.behind()),
         ];

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
+use crate::dataplane::Closed;
+
 /// A moment of the agent's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -11,6 +13,8 @@ pub struct Now {
     pub applied: Option<String>,
     /// Why the newest reading is not in force, one problem a line; `None` where it is, or is about to be.
     pub error: Option<String>,
+    /// The pods that are closed although policy allows them something, and why.
+    pub closed: Closed,
 }
 
 /// Tells everybody who asks.
@@ -52,6 +56,11 @@ impl Readiness {
         self.now.send_modify(|now| now.error = Some(error));
     }
 
+    /// These pods are closed, and no others.
+    pub fn closed(&self, closed: Closed) {
+        self.now.send_if_modified(|now| std::mem::replace(&mut now.closed, closed.clone()) != closed);
+    }
+
     /// How it stands.
     pub fn now(&self) -> Now {
         self.now.borrow().clone()
@@ -74,8 +83,14 @@ mod tests {
         readiness.reading();
         readiness.failed("bad".to_owned());
         readiness.applied(good, "good".to_owned());
-        assert_eq!(readiness.now(), Now { applied: Some("good".to_owned()), error: Some("bad".to_owned()) });
+        assert_eq!(
+            readiness.now(),
+            Now { applied: Some("good".to_owned()), error: Some("bad".to_owned()), ..Now::default() }
+        );
         readiness.applied(readiness.reading(), "mended".to_owned());
-        assert_eq!(readiness.now(), Now { applied: Some("mended".to_owned()), error: None });
+        assert_eq!(
+            readiness.now(),
+            Now { applied: Some("mended".to_owned()), error: None, ..Now::default() }
+        );
     }
 }

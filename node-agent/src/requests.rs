@@ -123,8 +123,15 @@ impl Agent {
             CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
         });
         failpoint::reach("in force");
-        let result = match in_force {
-            Ok(_) => self.podnet.activate(&attachment).await.map_err(CniError::from),
+        let closed = self.why_closed(pod).map(|why| {
+            CniError::new(
+                code::TRY_AGAIN,
+                format!("the pod {pod} is closed: no packet of it would pass"),
+                why,
+            )
+        });
+        let result = match in_force.and_then(|_| closed.map_or(Ok(()), Err)) {
+            Ok(()) => self.podnet.activate(&attachment).await.map_err(CniError::from),
             Err(error) => Err(error),
         };
         if let Err(error) = result {

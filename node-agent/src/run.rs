@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use moat_manifests::Errors;
-use moat_policies::Key;
-use tokio::sync::mpsc;
+use moat_policies::{Key, NamespacedName};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cni_server::CniServer;
-use crate::dataplane::{self, Cut, Dataplane, LayoutConfig, Ticket, Update};
+use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, Ticket, Update};
 use crate::desired::Desired;
 use crate::droplog::{DropLog, DropLogConfig, DropNumbers};
 use crate::flows::Flows;
@@ -43,6 +43,8 @@ pub struct Options {
     pub owner: bool,
     /// How long an address rests between two pods.
     pub address_rest: Duration,
+    /// What pods, policies and the node may ask of the kernel.
+    pub limits: Limits,
 }
 
 /// What requests and readings work on.
@@ -65,6 +67,11 @@ impl Agent {
         let mut desired = self.desired();
         let update = change(&mut desired);
         self.dataplane.submit(update)
+    }
+
+    /// Why a pod is closed, if it is.
+    pub(crate) fn why_closed(&self, pod: &NamespacedName) -> Option<String> {
+        self.dataplane.closed().borrow().get(pod).cloned()
     }
 
     pub(crate) fn desired(&self) -> MutexGuard<'_, Desired> {
@@ -179,7 +186,13 @@ async fn start(
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
     let log = DropLogConfig::of(&layout);
-    let config = dataplane::Config { layout: layout.clone(), owner: options.owner, followed: true, guard: Some(guard) };
+    let config = dataplane::Config {
+        layout: layout.clone(),
+        owner: options.owner,
+        followed: true,
+        guard: Some(guard),
+        limits: options.limits.clone(),
+    };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;
@@ -191,6 +204,7 @@ async fn start(
     .await?;
     let flows = flows.context("cannot look after connections")?;
     metrics.dataplane(dataplane.stats().clone());
+    tell_closed(dataplane.closed(), readiness.clone());
     metrics.readings.inc();
     readiness.applied(readiness.reading(), first.fingerprint);
     let followed = follow(readiness.clone());
@@ -202,6 +216,16 @@ async fn start(
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
     Ok(agent)
+}
+
+/// Says who is closed, whenever that changes.
+fn tell_closed(mut closed: watch::Receiver<Closed>, readiness: Arc<Readiness>) {
+    readiness.closed(closed.borrow_and_update().clone());
+    tokio::spawn(async move {
+        while closed.changed().await.is_ok() {
+            readiness.closed(closed.borrow_and_update().clone());
+        }
+    });
 }
 
 /// Says of each reading, in their order, when connections that were there follow it too.

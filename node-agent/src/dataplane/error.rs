@@ -39,9 +39,6 @@ pub enum Error {
         /// The run folder.
         run_dir: PathBuf,
     },
-    /// The kernel refused a change; the pods that it is about are closed until they change again.
-    #[error("the kernel refused a change; the pods that it is about are closed until they change again")]
-    Closed(#[source] Box<Error>),
     /// The data plane has stopped.
     #[error("the data plane has stopped")]
     Stopped,

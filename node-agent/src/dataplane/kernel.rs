@@ -10,6 +10,7 @@ use moat_nfnetlink::nft::{self, Batch, Family, Socket, TableId, UserData, table_
 use tracing::{debug, info, warn};
 
 use super::adopt::{FoundSet, FoundTable, adopt, fill};
+use super::culprits::{Failed, spot};
 use super::error::Error;
 use super::layout::{FORWARD, Table, USERDATA_VERSION, VERSION};
 use super::op::{Op, Plan};
@@ -70,13 +71,13 @@ impl Kernel {
     }
 
     /// Carries a plan out.
-    pub(crate) fn carry_out(&mut self, plan: Plan) -> Result<(), Error> {
+    pub(crate) fn carry_out(&mut self, plan: Plan) -> Result<(), Failed> {
         plan.transactions().iter().try_for_each(|ops| self.commit(ops, None))
     }
 
     /// Makes our tables hold this content and nothing else, whatever they hold now. It may be asked for more than once, and
     /// is not kept: there may be a hundred thousand addresses in it.
-    pub(crate) fn restore(&mut self, content: impl Fn() -> Content) -> Result<(), Error> {
+    pub(crate) fn restore(&mut self, content: impl Fn() -> Content) -> Result<(), Failed> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -85,7 +86,9 @@ impl Kernel {
             let generation = self.socket.generation()?;
             let guard = (!self.owns() && tries < LISTINGS).then_some(generation);
             match self.restore_once(&content, guard) {
-                Err(Error::Kernel(e)) if matches!(*e, moat_nfnetlink::Error::Restart { .. }) => {
+                Err(Failed { error: Error::Kernel(e), .. })
+                    if matches!(*e, moat_nfnetlink::Error::Restart { .. }) =>
+                {
                     debug!(tries, "somebody else committed while the tables were listed; listing again");
                 }
                 other => return other,
@@ -93,7 +96,7 @@ impl Kernel {
         }
     }
 
-    fn restore_once(&mut self, content: &impl Fn() -> Content, guard: Option<u32>) -> Result<(), Error> {
+    fn restore_once(&mut self, content: &impl Fn() -> Content, guard: Option<u32>) -> Result<(), Failed> {
         self.listings += 1;
         let mut all = Vec::new();
         for table in Table::ALL {
@@ -111,12 +114,13 @@ impl Kernel {
                 found.insert(table, self.list(table)?);
             }
             if let Some(plan) = adopt(found, content()) {
-                let transactions = plan.transactions();
-                // Only the first of two is guarded: our own first changes the generation.
-                for (index, ops) in transactions.iter().enumerate() {
-                    self.commit(ops, guard.filter(|_| index == 0))?;
+                match self.adopted(plan, guard) {
+                    // Nothing that was to come is at fault, so something that is there must be in the way.
+                    Err(Failed { error: Error::Kernel(e), spots }) if spots.is_empty() && in_the_way(&e) => {
+                        warn!("the tables cannot be made right piece by piece: {:#}", anyhow::Error::new(e));
+                    }
+                    other => return other,
                 }
-                return Ok(());
             }
         }
         let mut ops = Vec::new();
@@ -129,6 +133,14 @@ impl Kernel {
         }
         ops.extend(fill(content()));
         self.commit(&ops, guard)
+    }
+
+    fn adopted(&mut self, plan: Plan, guard: Option<u32>) -> Result<(), Failed> {
+        // Only the first of two is guarded: our own first changes the generation.
+        for (index, ops) in plan.transactions().iter().enumerate() {
+            self.commit(ops, guard.filter(|_| index == 0))?;
+        }
+        Ok(())
     }
 
     fn declaration(&self, table: Table) -> nft::Table {
@@ -205,14 +217,36 @@ impl Kernel {
         Ok(FoundSet { declaration, elements })
     }
 
-    fn commit(&mut self, ops: &[Op], guard: Option<u32>) -> Result<(), Error> {
+    fn commit(&mut self, ops: &[Op], guard: Option<u32>) -> Result<(), Failed> {
         let mut batch = Batch::new();
+        // Where each operation's messages end.
+        let mut ends = Vec::with_capacity(ops.len());
         for op in ops {
-            op.encode(&mut batch)?;
+            op.encode(&mut batch).map_err(|e| Failed {
+                error: e.into(),
+                spots: spot(op, None, false).into_iter().collect(),
+            })?;
+            ends.push(batch.len());
         }
-        self.socket.send(&batch, guard)?;
-        Ok(())
+        let Err(error) = self.socket.send(&batch, guard) else { return Ok(()) };
+        let mut spots = Vec::new();
+        if let moat_nfnetlink::Error::Refused(refusal) = &error {
+            for failure in std::iter::once(&refusal.first).chain(&refusal.rest) {
+                let index = ends.partition_point(|end| *end <= failure.index);
+                let first = index.checked_sub(1).map_or(0, |before| ends[before]);
+                // Of a long list only the first message's elements can be told.
+                let element = failure.element.filter(|_| failure.index == first);
+                let follows = failure.kind() == std::io::ErrorKind::NotFound;
+                spots.extend(ops.get(index).and_then(|op| spot(op, element, follows)));
+            }
+        }
+        Err(Failed { error: error.into(), spots })
     }
+}
+
+/// Whether the kernel refused a change of what is there, and not for want of memory or of somebody's silence.
+fn in_the_way(error: &moat_nfnetlink::Error) -> bool {
+    matches!(error, moat_nfnetlink::Error::Refused(_))
 }
 
 /// Puts what the guard keeps in the socket's place, if it keeps anything, and has it keep the socket from now on.

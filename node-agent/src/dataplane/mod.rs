@@ -11,8 +11,10 @@
 //! What is in the kernel stays there when the agent ends or dies, and the next agent adopts it.
 
 mod adopt;
+mod closed;
 mod concern;
 mod counters;
+mod culprits;
 mod error;
 mod judge;
 mod kernel;
@@ -27,16 +29,19 @@ mod stats;
 mod update;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 
+use moat_policies::NamespacedName;
 use rustix::event::{EventfdFlags, eventfd};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+pub use closed::Limits;
 pub use concern::Concern;
 pub use counters::DropCounters;
 pub use error::Error;
@@ -64,11 +69,19 @@ pub struct Config {
     pub followed: bool,
     /// Who keeps them guarded while this process does not live. None: nobody, the guard ends with the process.
     pub guard: Option<Launch>,
+    /// What pods, policies and the node may ask of the kernel.
+    pub limits: Limits,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { layout: LayoutConfig::default(), owner: true, followed: false, guard: None }
+        Self {
+            layout: LayoutConfig::default(),
+            owner: true,
+            followed: false,
+            guard: None,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -82,7 +95,12 @@ pub struct Dataplane {
     stats: Arc<Stats>,
     verdicts: Verdicts,
     listener: Arc<Listener>,
+    closed: watch::Receiver<Closed>,
 }
+
+/// The pods of this node that are closed although the engine has said something about them, and why: the kernel refused
+/// what they need, or a limit keeps it from the kernel.
+pub type Closed = Arc<BTreeMap<NamespacedName, String>>;
 
 /// What is in force, for whoever judges connections by it. Cheap to clone; outlives the data plane.
 #[derive(Debug, Clone)]
@@ -106,9 +124,11 @@ impl Dataplane {
     pub fn start(config: Config, initial: &Update) -> Result<Self, Error> {
         let stats = Arc::new(Stats::default());
         let kernel = Kernel::open(config.owner, config.guard, &stats)?;
-        let state = Arc::new(RwLock::new(State::new(config.layout, config.followed)));
+        let state = Arc::new(RwLock::new(State::new(config.layout, config.limits, config.followed)));
         let listener = Arc::new(Listener::default());
-        let writer = Writer::start(state.clone(), listener.clone(), kernel, initial, stats.clone())?;
+        let (tell_closed, closed) = watch::channel(Closed::default());
+        let writer =
+            Writer::start(state.clone(), listener.clone(), kernel, initial, stats.clone(), tell_closed)?;
         let thread_failed = |e: std::io::Error| Error::Thread(Arc::new(e));
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| thread_failed(e.into()))?);
         let (orders, receiver) = channel();
@@ -123,7 +143,7 @@ impl Dataplane {
             std::thread::Builder::new().name("dataplane".to_owned()).spawn(work).map_err(thread_failed)?;
         let verdicts = Verdicts(state);
         let (orders, thread) = (Some(Arc::new(orders)), Some(thread));
-        Ok(Self { orders, wake, thread, ended, stats, verdicts, listener })
+        Ok(Self { orders, wake, thread, ended, stats, verdicts, listener, closed })
     }
 
     /// Hands an update over. Updates take effect in the order in which they were submitted; several that wait go into one
@@ -155,6 +175,11 @@ impl Dataplane {
     /// out any more then.
     pub fn ended(&self) -> CancellationToken {
         self.ended.clone()
+    }
+
+    /// The pods that are closed, now and whenever that changes.
+    pub fn closed(&self) -> watch::Receiver<Closed> {
+        self.closed.clone()
     }
 
     /// What the writer has done so far.

@@ -11,6 +11,7 @@ use moat_policies::{
 use proptest::prelude::*;
 
 use super::adopt::{FoundSet, FoundTable, adopt, fill};
+use super::closed::{Limits, Reason, Subject};
 use super::layout::{LayoutConfig, LocalPod, Table};
 use super::model::Model;
 use super::op::{Op, Plan};
@@ -168,6 +169,14 @@ fn node() -> impl Strategy<Value = Node> {
         .prop_map(|(sets, pods, local)| Node { sets, pods, local })
 }
 
+fn subject() -> impl Strategy<Value = Subject> {
+    prop_oneof![
+        (0..SETS).prop_map(|n| Subject::Set(SetId([n; 16]))),
+        (0..PROGRAMS).prop_map(|n| Subject::Program(ProgramId([n; 16]))),
+        (0..4_u8).prop_map(|n| Subject::Pod(pod_name(n))),
+    ]
+}
+
 fn kernel(ops: &[Op]) -> Model {
     let mut model = Model::default();
     model.carry_out(ops).unwrap();
@@ -175,7 +184,7 @@ fn kernel(ops: &[Op]) -> Model {
 }
 
 fn state_of(node: &Node) -> State {
-    let mut state = State::new(LayoutConfig::default(), false);
+    let mut state = State::new(LayoutConfig::default(), Limits::default(), false);
     state.advance(&Node::default().update_to(node));
     state
 }
@@ -228,7 +237,7 @@ proptest! {
     #[test]
     fn a_plan_leads_to_what_the_new_state_asks_for(nodes in proptest::collection::vec(node(), 1..5)) {
         let mut before = Node::default();
-        let mut state = State::new(LayoutConfig::default(), false);
+        let mut state = State::new(LayoutConfig::default(), Limits::default(), false);
         let mut model = whole(&state);
         for node in nodes {
             let update = before.update_to(&node);
@@ -244,7 +253,7 @@ proptest! {
     #[test]
     fn when_connections_follow_the_tables_are_the_same(nodes in proptest::collection::vec(node(), 1..4)) {
         let mut before = Node::default();
-        let mut state = State::new(LayoutConfig::default(), true);
+        let mut state = State::new(LayoutConfig::default(), Limits::default(), true);
         let mut model = whole(&state);
         for node in nodes {
             carried_out(&mut model, state.advance(&before.update_to(&node)));
@@ -298,7 +307,8 @@ proptest! {
     fn a_refused_pod_is_closed_until_it_changes(node in node()) {
         let update = Node::default().update_to(&node);
         let mut state = state_of(&node);
-        state.refuse(&update);
+        let pods = update.policy.pods.keys().chain(update.pods.keys()).cloned().map(Subject::Pod);
+        state.close(pods, &Reason::Refused("no".into()));
         let closed = whole(&state);
         let open = ["pods", "self4", "self6", "local4", "local6"];
         for ((_, name), (_, elements)) in &closed.sets {
@@ -318,6 +328,61 @@ proptest! {
         let fixed = whole(&state_of(&Node::default())).strays();
         let strays = whole(&state_of(&known)).strays();
         prop_assert!(strays.is_subset(&fixed), "{:?}", strays.difference(&fixed).collect::<Vec<_>>());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Whatever is refused or above a limit, and whenever that changes: the plans lead to what a listing would lead to, and
+    /// in the end, when nothing is closed any more, to what the engine says.
+    #[test]
+    fn closings_come_and_go_step_by_step(
+        steps in proptest::collection::vec((node(), proptest::collection::vec(subject(), 0..3)), 1..5),
+        limits in (0..3_usize, 0..3_usize, 0..12_usize),
+    ) {
+        let (classes, prefixes, elements) = limits;
+        let mut before = Node::default();
+        let mut state = State::new(LayoutConfig::default(), Limits { classes, prefixes, elements }, false);
+        for (node, refused) in steps {
+            let mut model = whole(&state);
+            carried_out(&mut model, state.advance(&before.update_to(&node)));
+            prop_assert_eq!(&model, &whole(&state), "after an update");
+            state.close(refused, &Reason::Refused("no".into()));
+            let mut model = whole(&state);
+            for pod in state.closed().keys() {
+                prop_assert!(state.local_pods().any(|(name, ..)| name == pod));
+            }
+            carried_out(&mut model, state.reopen());
+            prop_assert_eq!(&model, &whole(&state), "after another try");
+            // The same as if it had come at once: limits do not depend on the way.
+            let mut at_once = State::new(LayoutConfig::default(), Limits { classes, prefixes, elements }, false);
+            at_once.advance(&Node::default().update_to(&node));
+            prop_assert_eq!(&model, &whole(&at_once));
+            prop_assert_eq!(state.closed(), at_once.closed());
+            before = node;
+        }
+    }
+
+    /// Nothing leads to what is not in the kernel, and no pod that needs it is open.
+    #[test]
+    fn who_needs_what_is_refused_is_closed(node in node(), refused in proptest::collection::vec(subject(), 1..4)) {
+        let mut state = state_of(&node);
+        state.close(refused.clone(), &Reason::Refused("no".into()));
+        // The model's kernel takes it: nothing refers to what is not there.
+        whole(&state);
+        let closed = state.closed();
+        for (&pod, &(ingress, egress)) in node.pods.iter().filter(|(pod, _)| node.local.contains_key(pod)) {
+            let needs = |subject: &Subject| match subject {
+                Subject::Pod(name) => *name == pod_name(pod),
+                Subject::Program(id) => [ingress, egress].into_iter().flatten().any(|p| ProgramId([p; 16]) == *id),
+                Subject::Set(id) => [ingress, egress]
+                    .into_iter()
+                    .flatten()
+                    .any(|p| sets_of(p).iter().any(|s| SetId([*s; 16]) == *id)),
+            };
+            prop_assert_eq!(closed.contains_key(&pod_name(pod)), refused.iter().any(needs), "pod {}", pod);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use moat_policies::{
     self as policies, Direction, NamespacedName, PodPrograms, Program, ProgramId, SetChange, SetId, SetKind,
 };
 
+use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
 use super::layout::{
     self, ChainRules, DropPoint, FastPath, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects,
@@ -30,9 +31,14 @@ pub(crate) struct State {
     pods: BTreeMap<NamespacedName, PodPrograms>,
     /// What the pod network says about each pod.
     local: BTreeMap<NamespacedName, LocalPod>,
-    /// Pods whose rules the kernel did not take, until they change: nothing of theirs is in the tables but what drops
-    /// everything.
-    refused: BTreeSet<NamespacedName>,
+    limits: Limits,
+    /// What the kernel did not take, or a limit keeps from it: nothing of the pods that need it is in the tables but what
+    /// drops everything.
+    closings: Closings,
+    /// Allow sets that are not in the tables: those that are closed, and those that only closed programs look into.
+    absent: BTreeSet<SetId>,
+    /// What each pod has in the tables.
+    applied: BTreeMap<NamespacedName, Applied>,
     /// How many pods have each program in force, by direction: it has chains as long as there is one.
     used: BTreeMap<(Direction, ProgramId), usize>,
     /// The elements that pods have, and how many pods each.
@@ -55,6 +61,26 @@ struct Held {
     verdict: Option<Verdict>,
 }
 
+/// What a pod has in the tables.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Applied {
+    /// Its elements and programs.
+    known: Option<Known>,
+    /// Its interface, whose drops are counted.
+    local: Option<LocalPod>,
+    /// Whether the interface has a chain of its own.
+    guarded: bool,
+}
+
+/// What a change does to an allow set.
+#[derive(Debug, Default)]
+struct SetDiff {
+    /// The parts that there were, if there was such a set.
+    before: Option<Vec<Part>>,
+    add: Vec<policies::Element>,
+    remove: Vec<policies::Element>,
+}
+
 /// What was, of all that a change touches.
 #[derive(Debug, Default)]
 struct Touched {
@@ -73,18 +99,21 @@ struct Known {
 impl State {
     /// Nothing but the fixed chains.
     ///
-    /// Where somebody looks after connections, they are judged anew until that is done; also those that are there before the first
-    /// change.
-    pub(crate) fn new(config: LayoutConfig, followed: bool) -> Self {
+    /// Where somebody looks after connections, they are judged anew until that is done; also those that are there before the
+    /// first change.
+    pub(crate) fn new(config: LayoutConfig, limits: Limits, followed: bool) -> Self {
         Self {
             config,
             followed,
             fast: if followed { FastPath::Replies } else { FastPath::All },
+            limits,
+            closings: Closings::default(),
+            absent: BTreeSet::new(),
+            applied: BTreeMap::new(),
             sets: BTreeMap::new(),
             programs: BTreeMap::new(),
             pods: BTreeMap::new(),
             local: BTreeMap::new(),
-            refused: BTreeSet::new(),
             used: BTreeMap::new(),
             held: BTreeMap::new(),
             concern: Concern::default(),
@@ -122,35 +151,130 @@ impl State {
             .count()
     }
 
-    /// Closes the pods that a change is about, because the kernel did not take it. Their next change opens them again.
-    pub(crate) fn refuse(&mut self, update: &Update) {
-        let names: BTreeSet<NamespacedName> =
-            update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
-        let mut touched = Touched::default();
-        for name in names {
-            let before = self.known(&name);
-            self.refused.insert(name.clone());
-            let after = self.known(&name);
-            before.iter().for_each(|known| self.hold(known, false, &mut touched));
-            after.iter().for_each(|known| self.hold(known, true, &mut touched));
-            self.concern.add(before.iter().chain(&after).flat_map(|known| known.local.addresses()));
+    /// Notes that the kernel did not take these. What leads there is not planned: it is for a listing to find out.
+    pub(crate) fn close(&mut self, subjects: impl IntoIterator<Item = Subject>, reason: &Reason) {
+        subjects.into_iter().for_each(|subject| self.closings.refuse(subject, reason.clone()));
+        self.change(&Update::default(), true);
+    }
+
+    /// Lets these be tried again. What leads there is not planned, as before.
+    pub(crate) fn open(&mut self, subjects: &[Subject]) {
+        self.closings.lift(|subject| subjects.contains(subject));
+        self.change(&Update::default(), true);
+    }
+
+    /// Lets all that the kernel refused be tried again, and plans it.
+    pub(crate) fn reopen(&mut self) -> Plan {
+        self.closings.lift(|_| true);
+        self.change(&Update::default(), true)
+    }
+
+    /// Whether there is anything to be tried again.
+    pub(crate) fn any_refused(&self) -> bool {
+        self.closings.any_refused()
+    }
+
+    /// The pods of this node that are closed although the engine has said something about them, and why.
+    pub(crate) fn closed(&self) -> BTreeMap<NamespacedName, String> {
+        if self.closings.is_empty() {
+            return BTreeMap::new();
         }
+        self.local
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.why_closed(name)?.to_string())))
+            .collect()
+    }
+
+    /// What the sets and chains are called that are in the tables for a subject's sake.
+    pub(crate) fn names(&self) -> BTreeMap<(Table, Arc<str>), Subject> {
+        let mut names = BTreeMap::new();
+        for (id, held) in &self.sets {
+            let parts = held.parts(&self.config).into_iter();
+            names.extend(parts.map(|p| ((Table::Inet, p.set(*id).name().clone()), Subject::Set(*id))));
+        }
+        for &(direction, id) in self.used.keys() {
+            let Some(objects) = self.objects(direction, id) else { continue };
+            let chains = objects.classes.into_iter().chain([objects.chain]).map(|c| c.chain.name);
+            let all = chains.chain(objects.map.map(|(map, _)| map.name().clone()));
+            names.extend(all.map(|name| ((Table::Inet, name), Subject::Program(id))));
+        }
+        for (name, applied) in &self.applied {
+            let chain = applied.veth().map(|(ifname, _)| ifname.as_str().into());
+            names.extend(chain.map(|chain| ((Table::Netdev, chain), Subject::Pod(name.clone()))));
+        }
+        names
+    }
+
+    /// The pods that have this element in a set of pods.
+    pub(crate) fn pods_with(&self, set: &str, key: &Key) -> Vec<NamespacedName> {
+        let has = |applied: &Applied| {
+            let known = applied.known.iter();
+            let elements = known.flat_map(|k| layout::pod_elements(k.ifname, &k.local, k.verdict));
+            elements.into_iter().any(|(of, element)| of.name() == set && element.key == *key)
+                || applied.interface().is_some_and(|ifname| DropPoint::pod(ifname).key == *key)
+        };
+        self.applied.iter().filter(|(_, applied)| has(applied)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn why_closed(&self, name: &NamespacedName) -> Option<&Reason> {
+        if self.closings.is_empty() {
+            return None;
+        }
+        let PodPrograms { ingress, egress } = *self.pods.get(name)?;
+        let program =
+            |id: Option<ProgramId>| id.and_then(|id| self.closings.why_program(id, self.programs.get(&id)?));
+        self.closings
+            .why(&Subject::Pod(name.clone()))
+            .or_else(|| program(ingress))
+            .or_else(|| program(egress))
     }
 
     /// Takes a change in, and plans what leads the tables there from where they were.
     pub(crate) fn advance(&mut self, update: &Update) -> Plan {
+        self.change(update, false)
+    }
+
+    /// The same, and says whether what is closed has changed besides.
+    fn change(&mut self, update: &Update, mut closings_changed: bool) -> Plan {
         let mut plan = Plan::default();
         let mut last = Vec::new();
         self.concern.merge(Concern::moved(update.moved.iter().copied()));
+        let mut names: BTreeSet<NamespacedName> =
+            update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
+        let mut diffs = BTreeMap::new();
         for (id, change) in &update.policy.sets {
-            self.set(*id, change, &mut plan, &mut last);
+            diffs.insert(*id, self.take_set(*id, change));
         }
         for (id, program) in &update.policy.programs {
             if let Some(program) = program {
                 self.programs.insert(*id, program.clone());
             }
         }
-        self.pods(update, &mut plan, &mut last);
+        self.take_pods(update);
+        // What changes may well be taken now.
+        if self.closings.any_refused() {
+            let changes = |id: &ProgramId| {
+                let mut sets = self.programs.get(id).into_iter().flat_map(|program| sets_of(program));
+                update.policy.programs.contains_key(id) || sets.any(|id| update.policy.sets.contains_key(&id))
+            };
+            let concerned = |name: &NamespacedName| {
+                let programs = self.pods.get(name).map(|p| [p.ingress, p.egress]);
+                names.contains(name) || programs.into_iter().flatten().flatten().any(|id| changes(&id))
+            };
+            closings_changed |= self.closings.lift(|subject| match subject {
+                Subject::Set(id) => update.policy.sets.contains_key(id),
+                Subject::Program(id) => changes(id),
+                Subject::Pod(name) => concerned(name),
+            });
+        }
+        closings_changed |= self.limit();
+        if closings_changed {
+            names.extend(self.local.keys().chain(self.applied.keys()).cloned());
+        }
+        let absent = self.absent();
+        let absent_before = std::mem::replace(&mut self.absent, absent);
+        self.sets(diffs, &absent_before, &mut plan, &mut last);
+        self.pods(names, update, &mut plan, &mut last);
         for (id, program) in &update.policy.programs {
             if program.is_none() {
                 self.programs.remove(id);
@@ -178,122 +302,196 @@ impl State {
         }
     }
 
-    /// One allow set's change. Deletions go to `last`: nothing leads to the set then.
-    fn set(&mut self, id: SetId, change: &SetChange, plan: &mut Plan, last: &mut Vec<Op>) {
-        match change {
-            SetChange::Create(new) => {
+    /// Takes one allow set's change in.
+    fn take_set(&mut self, id: SetId, change: &SetChange) -> SetDiff {
+        let held = self.sets.get_mut(&id);
+        let mut diff = SetDiff { before: held.as_ref().map(|h| h.parts(&self.config)), ..SetDiff::default() };
+        match (change, held) {
+            (SetChange::Create(new), None) => {
+                let held = HeldSet {
+                    kind: new.kind,
+                    pods: new.pods,
+                    prefixes: new.prefixes.clone(),
+                    elements: new.elements.iter().copied().collect(),
+                };
+                self.sets.insert(id, held);
+            }
+            (SetChange::Create(new), Some(held)) => {
                 let elements: BTreeSet<policies::Element> = new.elements.iter().copied().collect();
-                match self.sets.get(&id) {
-                    Some(held) => {
-                        let add = elements.difference(&held.elements).copied().collect();
-                        let remove = held.elements.difference(&elements).copied().collect();
-                        self.change_set(id, add, remove, plan);
+                diff.add = elements.difference(&held.elements).copied().collect();
+                diff.remove = held.elements.difference(&elements).copied().collect();
+                held.elements = elements;
+            }
+            (SetChange::Update(update), Some(held)) => {
+                let there = |e: &&policies::Element| held.elements.contains(*e);
+                diff.add = update.add.iter().filter(|e| !there(e)).copied().collect();
+                diff.remove = update.remove.iter().filter(there).copied().collect();
+                for element in &diff.remove {
+                    held.elements.remove(element);
+                }
+                held.elements.extend(&diff.add);
+            }
+            (SetChange::Update(_), None) => {}
+            (SetChange::Delete, _) => drop(self.sets.remove(&id)),
+        }
+        self.concern.add(diff.add.iter().chain(&diff.remove).map(|element| element.address));
+        diff
+    }
+
+    fn take_pods(&mut self, update: &Update) {
+        for (name, programs) in &update.policy.pods {
+            match programs {
+                Some(programs) => drop(self.pods.insert(name.clone(), *programs)),
+                None => drop(self.pods.remove(name)),
+            }
+        }
+        for (name, local) in &update.pods {
+            match local {
+                Some(local) => drop(self.local.insert(name.clone(), local.clone())),
+                None => drop(self.local.remove(name)),
+            }
+        }
+    }
+
+    /// Finds out what is above a limit; tells whether that has changed.
+    fn limit(&mut self) -> bool {
+        let Limits { classes, prefixes, elements } = self.limits;
+        let mut limited = BTreeMap::new();
+        for (id, program) in self.programs.iter().filter(|(_, p)| p.classes.len() > classes) {
+            let reason = Reason::Classes { count: program.classes.len(), limit: classes };
+            limited.insert(Subject::Program(*id), reason);
+        }
+        for (id, set) in self.sets.iter().filter(|(_, s)| s.prefixes.len() > prefixes) {
+            let reason = Reason::Prefixes { count: set.prefixes.len(), limit: prefixes };
+            limited.insert(Subject::Set(*id), reason);
+        }
+        let all: usize = self.sets.values().map(HeldSet::size).sum();
+        let mut changed = self.closings.limit(limited.clone());
+        if all > elements {
+            // What is left out anyhow does not count.
+            let absent = self.absent();
+            let mut present: Vec<(usize, SetId)> = self
+                .sets
+                .iter()
+                .filter(|(id, _)| !absent.contains(id))
+                .map(|(id, s)| (s.size(), *id))
+                .collect();
+            present.sort_unstable();
+            let mut total: usize = present.iter().map(|(size, _)| size).sum();
+            while total > elements
+                && let Some((size, id)) = present.pop()
+            {
+                total -= size;
+                limited.insert(Subject::Set(id), Reason::Elements { count: size, limit: elements });
+            }
+            changed = self.closings.limit(limited) || changed;
+        }
+        changed
+    }
+
+    /// The allow sets that are not to be in the tables.
+    fn absent(&self) -> BTreeSet<SetId> {
+        if self.closings.is_empty() {
+            return BTreeSet::new();
+        }
+        let mut absent: BTreeSet<SetId> =
+            self.sets.keys().filter(|id| self.closings.why(&Subject::Set(**id)).is_some()).copied().collect();
+        let open_pods =
+            self.pods.iter().filter(|(name, _)| self.closings.why(&Subject::Pod((*name).clone())).is_none());
+        let open: BTreeSet<ProgramId> = open_pods
+            .flat_map(|(_, programs)| [programs.ingress, programs.egress])
+            .flatten()
+            .filter(|id| {
+                self.programs.get(id).is_some_and(|program| self.closings.why_program(*id, program).is_none())
+            })
+            .collect();
+        let (open, closed): (Vec<_>, Vec<_>) = self.programs.iter().partition(|(id, _)| open.contains(id));
+        let needed: BTreeSet<SetId> = open.into_iter().flat_map(|(_, program)| sets_of(program)).collect();
+        absent.extend(closed.into_iter().flat_map(|(_, p)| sets_of(p)).filter(|id| !needed.contains(id)));
+        absent
+    }
+
+    /// Plans the allow sets that come, change and go. Deletions go to `last`: nothing leads to the set then.
+    fn sets(
+        &self,
+        mut diffs: BTreeMap<SetId, SetDiff>,
+        absent_before: &BTreeSet<SetId>,
+        plan: &mut Plan,
+        last: &mut Vec<Op>,
+    ) {
+        for id in self.absent.symmetric_difference(absent_before) {
+            let before = || self.sets.get(id).map(|held| held.parts(&self.config));
+            diffs.entry(*id).or_insert_with(|| SetDiff { before: before(), ..SetDiff::default() });
+        }
+        for (id, diff) in diffs {
+            let before = diff.before.filter(|_| !absent_before.contains(&id));
+            let after = self.sets.get(&id).filter(|_| !self.absent.contains(&id));
+            match (before, after) {
+                (None, None) => {}
+                (Some(parts), None) => {
+                    let names = parts.into_iter().map(|part| part.set(id).name().clone());
+                    last.extend(names.map(|name| Op::DeleteSet(Table::Inet, name)));
+                }
+                (None, Some(held)) => {
+                    for (part, elements) in held.content(&self.config) {
+                        let set = part.set(id);
+                        plan.stage.push(Op::AddSet(Table::Inet, set.clone()));
+                        if !elements.is_empty() {
+                            plan.stage.push(Op::AddElements(Table::Inet, set, elements));
+                        }
                     }
-                    None => {
-                        let held = HeldSet {
-                            kind: new.kind,
-                            pods: new.pods,
-                            prefixes: new.prefixes.clone(),
-                            elements,
-                        };
-                        for (part, elements) in held.content(&self.config) {
-                            let set = part.set(id);
-                            plan.stage.push(Op::AddSet(Table::Inet, set.clone()));
-                            if !elements.is_empty() {
-                                plan.stage.push(Op::AddElements(Table::Inet, set, elements));
+                }
+                (Some(parts), Some(_)) => {
+                    let mut ops = |elements: &[policies::Element],
+                                   op: fn(Table, moat_nfnetlink::nft::Set, Vec<Element>) -> Op| {
+                        for (part, elements) in by_part(elements) {
+                            if parts.contains(&part) {
+                                plan.commit.push(op(Table::Inet, part.set(id), elements));
                             }
                         }
-                        self.sets.insert(id, held);
-                    }
-                }
-            }
-            SetChange::Update(update) => {
-                let held = self.sets.get(&id).map(|h| &h.elements);
-                let there = |e: &&policies::Element| held.is_some_and(|h| h.contains(*e));
-                let add = update.add.iter().filter(|e| !there(e)).copied().collect();
-                let remove = update.remove.iter().filter(there).copied().collect();
-                self.change_set(id, add, remove, plan);
-            }
-            SetChange::Delete => {
-                if let Some(held) = self.sets.remove(&id) {
-                    let parts = held.parts(&self.config);
-                    last.extend(
-                        parts.into_iter().map(|p| Op::DeleteSet(Table::Inet, p.set(id).name().clone())),
-                    );
+                    };
+                    ops(&diff.remove, Op::DeleteElements);
+                    ops(&diff.add, Op::AddElements);
                 }
             }
         }
     }
 
-    fn change_set(
+    fn pods(
         &mut self,
-        id: SetId,
-        add: Vec<policies::Element>,
-        remove: Vec<policies::Element>,
+        names: BTreeSet<NamespacedName>,
+        update: &Update,
         plan: &mut Plan,
+        last: &mut Vec<Op>,
     ) {
-        let Some(held) = self.sets.get_mut(&id) else { return };
-        self.concern.add(add.iter().chain(&remove).map(|element| element.address));
-        let there = held.parts(&self.config);
-        let mut ops = |elements: &[policies::Element],
-                       op: fn(Table, moat_nfnetlink::nft::Set, Vec<Element>) -> Op| {
-            for (part, elements) in by_part(elements) {
-                if there.contains(&part) {
-                    plan.commit.push(op(Table::Inet, part.set(id), elements));
-                }
-            }
-        };
-        ops(&remove, Op::DeleteElements);
-        ops(&add, Op::AddElements);
-        for element in &remove {
-            held.elements.remove(element);
-        }
-        held.elements.extend(add);
-    }
-
-    fn pods(&mut self, update: &Update, plan: &mut Plan, last: &mut Vec<Op>) {
-        let names: BTreeSet<&NamespacedName> = update.policy.pods.keys().chain(update.pods.keys()).collect();
         let mut touched = Touched::default();
         let (mut gone_veths, mut new_veths) = (BTreeMap::new(), BTreeMap::new());
         let mut come_or_gone = BTreeSet::new();
         let (mut gone_names, mut new_names) = (BTreeSet::new(), BTreeSet::new());
         for name in names {
-            let before = self.known(name);
-            let local_before = self.local.get(name).cloned();
-            let veth_before = self.guarded(name).cloned();
-            gone_names.extend(self.interface(name));
-            self.refused.remove(name);
-            if let Some(programs) = update.policy.pods.get(name) {
-                match programs {
-                    Some(programs) => drop(self.pods.insert(name.clone(), *programs)),
-                    None => drop(self.pods.remove(name)),
-                }
-            }
-            if let Some(local) = update.pods.get(name) {
-                match local {
-                    Some(local) => drop(self.local.insert(name.clone(), local.clone())),
-                    None => drop(self.local.remove(name)),
-                }
-            }
-            let after = self.known(name);
-            let local_after = self.local.get(name);
-            let addresses = || local_before.iter().chain(local_after).flat_map(LocalPod::addresses);
-            match (&local_before, local_after) {
-                (Some(_), Some(_)) if before != after || local_before.as_ref() != local_after => {
+            let before = self.applied.remove(&name).unwrap_or_default();
+            let after = self.wanted(&name);
+            let addresses = || before.local.iter().chain(&after.local).flat_map(LocalPod::addresses);
+            match (&before.local, &after.local) {
+                (Some(_), Some(_)) if before.known != after.known || before.local != after.local => {
                     self.concern.add(addresses());
                 }
-                (Some(_), None) | (None, Some(_)) => come_or_gone.extend(addresses()),
-                _ => {}
+                (None, None) | (Some(_), Some(_)) => {}
+                _ if update.pods.contains_key(&name) => come_or_gone.extend(addresses()),
+                _ => self.concern.add(addresses()),
             }
-            if before != after {
-                before.iter().for_each(|known| self.hold(known, false, &mut touched));
-                after.iter().for_each(|known| self.hold(known, true, &mut touched));
+            if before.known != after.known {
+                before.known.iter().for_each(|known| self.hold(known, false, &mut touched));
+                after.known.iter().for_each(|known| self.hold(known, true, &mut touched));
             }
-            new_names.extend(self.interface(name));
-            let veth_after = self.guarded(name);
-            if veth_before.as_ref() != veth_after {
-                gone_veths.extend(veth_before.and_then(|l| Some((IfName::new(&l.ifname).ok()?, l))));
-                new_veths.extend(veth_after.and_then(|l| Some((IfName::new(&l.ifname).ok()?, l.clone()))));
+            gone_names.extend(before.interface());
+            new_names.extend(after.interface());
+            if before.veth() != after.veth() {
+                gone_veths.extend(before.veth().map(|(ifname, local)| (ifname, local.clone())));
+                new_veths.extend(after.veth().map(|(ifname, local)| (ifname, local.clone())));
+            }
+            if after != Applied::default() {
+                self.applied.insert(name, after);
             }
         }
         // Theirs are forgotten while they have no interface.
@@ -304,14 +502,16 @@ impl State {
         self.chains(&touched.programs, plan, last);
     }
 
-    /// The name of a pod's interface, whatever is in force for it: its drops are counted.
-    fn interface(&self, name: &NamespacedName) -> Option<IfName> {
-        IfName::new(&self.local.get(name)?.ifname).ok()
-    }
-
-    /// The interface of a pod, if it has a chain of its own.
-    fn guarded(&self, name: &NamespacedName) -> Option<&LocalPod> {
-        self.local.get(name).filter(|_| !self.refused.contains(name))
+    /// What a pod is to have in the tables.
+    fn wanted(&self, name: &NamespacedName) -> Applied {
+        let Some(local) = self.local.get(name).filter(|_| !self.closings.omits(name)) else {
+            return Applied::default();
+        };
+        Applied {
+            known: self.known(name),
+            local: Some(local.clone()),
+            guarded: self.closings.why(&Subject::Pod(name.clone())).is_none(),
+        }
     }
 
     /// What is in force for a pod: nothing until both the engine and the pod network know it.
@@ -320,12 +520,15 @@ impl State {
         Some(Known { ifname: IfName::new(&local.ifname).ok()?, local: local.clone(), verdict })
     }
 
-    /// What the engine's word about a pod comes to; `None` where it has not said any.
+    /// What the engine's word about a pod comes to; `None` where it has not said any, or nothing of it is in the tables.
     fn verdict(&self, name: &NamespacedName) -> Option<PodVerdict> {
+        if self.closings.omits(name) {
+            return None;
+        }
         let there = |id: Option<ProgramId>| id.is_none_or(|id| self.programs.contains_key(&id));
         Some(match *self.pods.get(name)? {
             PodPrograms { ingress, egress }
-                if there(ingress) && there(egress) && !self.refused.contains(name) =>
+                if there(ingress) && there(egress) && self.why_closed(name).is_none() =>
             {
                 PodVerdict::Programs { ingress, egress }
             }
@@ -425,12 +628,11 @@ impl State {
             // In the order of PodSet::ALL, which is the order of its values.
             content.sets[*set as usize].2.push(held.element(*key));
         }
-        for (id, held) in &self.sets {
+        for (id, held) in self.sets.iter().filter(|(id, _)| !self.absent.contains(id)) {
             let parts = held.content(&self.config);
             content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
         }
-        let interfaces: BTreeSet<IfName> =
-            self.local.keys().filter_map(|name| self.interface(name)).collect();
+        let interfaces: BTreeSet<IfName> = self.applied.values().filter_map(Applied::interface).collect();
         for table in Table::ALL {
             for point in DropPoint::all_in(table) {
                 content.counters.push((table, point.name().into()));
@@ -446,14 +648,30 @@ impl State {
             content.sets.extend(objects.map.map(|(map, elements)| (Table::Inet, map, elements)));
             content.chains.push(objects.chain);
         }
-        for local in self.local.keys().filter_map(|name| self.guarded(name)) {
-            content.chains.extend(IfName::new(&local.ifname).ok().map(|n| layout::veth_chain(n, local)));
-        }
+        let veths = self.applied.values().filter_map(Applied::veth);
+        content.chains.extend(veths.map(|(ifname, local)| layout::veth_chain(ifname, local)));
         content
     }
 }
 
+impl Applied {
+    /// The name of its interface, whatever is in force for it.
+    fn interface(&self) -> Option<IfName> {
+        IfName::new(&self.local.as_ref()?.ifname).ok()
+    }
+
+    /// Its interface, if that has a chain of its own.
+    fn veth(&self) -> Option<(IfName, &LocalPod)> {
+        self.interface().zip(self.local.as_ref()).filter(|_| self.guarded)
+    }
+}
+
 impl HeldSet {
+    /// How many elements it has in the kernel, or a few more: prefixes that touch are one.
+    fn size(&self) -> usize {
+        self.elements.len() + self.prefixes.len()
+    }
+
     fn parts(&self, config: &LayoutConfig) -> Vec<Part> {
         layout::parts(self.kind, self.pods, &self.prefixes, config)
     }

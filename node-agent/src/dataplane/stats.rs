@@ -43,6 +43,8 @@ counters! {
     commit_ns,
     /// Pods in force.
     pods,
+    /// Pods that are closed because the kernel refused what they need, or a limit keeps it from the kernel.
+    closed,
     /// 1 while our tables have us as their owner.
     owner,
     /// 1 while a guard keeps the owner of our tables, so that they have one also when we do not live.

@@ -1,5 +1,6 @@
 //! The thread that writes: one commit at a time, everything that came in meanwhile in the next.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -7,20 +8,32 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use moat_nfnetlink::nft::{Event, Events};
+use moat_policies::NamespacedName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::sync::oneshot;
-use tracing::{debug, error, warn};
+use tokio::sync::{oneshot, watch};
+use tracing::{debug, error, info, warn};
 
+use super::Closed;
+use super::closed::{Reason, Subject};
 use super::concern::Concern;
+use super::culprits::{Failed, culprits};
 use super::error::Error;
 use super::kernel::{Kernel, PREDECESSOR};
 use super::layout::Table;
+use super::op::Plan;
 use super::state::State;
 use super::stats::Stats;
 use super::update::Update;
 
 /// How soon what the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How seldom at most.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// How often one change's culprits are closed before the pods that it is about are tried by halves: each round closes one
+/// culprit at least, and a transaction mostly names all of its culprits at once.
+const ROUNDS: usize = 16;
 
 /// How long our tables are left alone after somebody else changed them, so that a commit of many
 /// messages is over and somebody who does it all the time costs little.
@@ -91,10 +104,33 @@ pub(super) struct Writer {
     /// Everybody's commits, where our tables cannot be guarded.
     events: Option<Events>,
     stats: Arc<Stats>,
+    /// Who is closed, for those who ask.
+    closed: watch::Sender<Closed>,
     /// When the tables are to be made right by listing them.
     restore_at: Option<Instant>,
+    /// When what the kernel refused is to be tried again.
+    retry: Retry,
     /// Commits that somebody was told of.
     told: u64,
+}
+
+/// When what the kernel refused is tried again: soon, and then less and less often.
+#[derive(Debug, Default)]
+struct Retry {
+    at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Retry {
+    /// It has just been refused (again).
+    fn later(&mut self) {
+        self.pause = (self.pause * 2).clamp(RETRY, LONGEST_RETRY);
+        self.at = Some(Instant::now() + self.pause);
+    }
+
+    fn is_due(&self) -> bool {
+        self.at.is_some_and(|at| at <= Instant::now())
+    }
 }
 
 impl Writer {
@@ -102,17 +138,23 @@ impl Writer {
     pub(super) fn start(
         state: Arc<RwLock<State>>,
         listener: Arc<Listener>,
-        mut kernel: Kernel,
+        kernel: Kernel,
         initial: &Update,
         stats: Arc<Stats>,
+        closed: watch::Sender<Closed>,
     ) -> Result<Self, Error> {
         // Before the listing, so that nothing falls in between.
         let events = if kernel.owns() { None } else { Some(Events::open()?) };
-        let mut held = write(&state);
-        held.advance(initial);
+        Stats::set(&stats.owner, kernel.owns().into());
+        let retry = Retry::default();
+        let mut writer =
+            Self { state, listener, kernel, events, stats, closed, restore_at: None, retry, told: 0 };
+        let state = writer.state.clone();
+        let mut state = write(&state);
+        state.advance(initial);
         let begin = Instant::now();
         loop {
-            match kernel.restore(|| held.content()) {
+            match writer.make_right(&mut state, &BTreeSet::new()) {
                 // A predecessor that was told to end may not be quite gone.
                 Err(Error::Owned { .. }) if begin.elapsed() < PREDECESSOR => {
                     std::thread::sleep(PREDECESSOR / 100)
@@ -120,14 +162,10 @@ impl Writer {
                 other => break other?,
             }
         }
-        stats.committed(begin.elapsed());
-        Stats::set(&stats.owner, kernel.owns().into());
         // Whoever listens for commits begins with all connections.
-        held.take_concern();
-        Stats::set(&stats.pods, held.pods_in_force() as u64);
-        Stats::set(&stats.listings, kernel.listings);
-        drop(held);
-        Ok(Self { state, listener, kernel, events, stats, restore_at: None, told: 0 })
+        state.take_concern();
+        writer.tell_closed(&state);
+        Ok(writer)
     }
 
     /// Writes until everybody who could submit is gone. `wake` becomes readable when an order is there.
@@ -148,6 +186,9 @@ impl Writer {
             if self.restore_at.is_some_and(|at| at <= Instant::now()) {
                 self.restore();
             }
+            if self.retry.is_due() {
+                self.try_again();
+            }
             if !batch.is_empty() {
                 self.write(batch);
             }
@@ -166,7 +207,8 @@ impl Writer {
         if let Some(events) = &self.events {
             fds.push(PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN));
         }
-        let left = self.restore_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let next = self.restore_at.into_iter().chain(self.retry.at).min();
+        let left = next.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         // An error here is an interruption; the round that follows finds nothing, and waits again.
         if poll(&mut fds, timeout.as_ref()).is_ok() && !fds[0].revents().is_empty() {
@@ -213,18 +255,37 @@ impl Writer {
 
     /// Makes the tables right, whatever is in them.
     fn restore(&mut self) {
+        self.locked(|writer, state| writer.make_right(state, &BTreeSet::new()));
+    }
+
+    /// Tries again what the kernel refused.
+    fn try_again(&mut self) {
+        self.retry.at = None;
+        self.locked(|writer, state| {
+            let suspects = state.closed().into_keys().collect();
+            let plan = state.reopen();
+            writer.carry_out(state, plan, &suspects)
+        });
+    }
+
+    /// Does something that no order asked for.
+    fn locked(&mut self, work: impl FnOnce(&mut Self, &mut State) -> Result<(), Error>) {
         let state = self.state.clone();
-        match self.resync(&mut write(&state)) {
-            Ok(()) => self.settled(),
-            Err(e) => self.behind(&e),
+        let mut state = write(&state);
+        // An error has been told, and the time of the next try is set.
+        let _ = work(self, &mut state);
+        self.tell_closed(&state);
+        let concern = state.take_concern();
+        drop(state);
+        if !concern.is_empty() {
+            self.tell(concern, Vec::new());
         }
     }
 
-    fn resync(&mut self, state: &mut State) -> Result<(), Error> {
+    fn resync(&mut self, state: &State) -> Result<(), Failed> {
         let begin = Instant::now();
         self.kernel.restore(|| state.content())?;
         self.stats.committed(begin.elapsed());
-        self.gauge(state);
         Ok(())
     }
 
@@ -242,13 +303,14 @@ impl Writer {
         }
         let state = self.state.clone();
         let mut state = write(&state);
-        let result = self.carry_out(&mut state, &update);
-        self.gauge(&state);
+        let plan = state.advance(&update);
+        let suspects = update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
+        let result = self.carry_out(&mut state, plan, &suspects);
+        self.tell_closed(&state);
         let concern = state.take_concern();
         drop(state);
         let (done, cut): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.done, w.cut)).unzip();
-        self.told += 1;
-        self.listener.tell(Commit { number: self.told, concern, waiting: cut });
+        self.tell(concern, cut);
         for done in done {
             // Who no longer waits does not want to know.
             let _ = done.send(result.clone());
@@ -260,63 +322,138 @@ impl Writer {
         let state = self.state.clone();
         let mut state = write(&state);
         let plan = state.followed();
-        if self.restore_at.is_some() || plan.is_empty() {
-            // A restoration brings it.
+        // Where a restoration is due, that brings it.
+        if self.restore_at.is_none() && !plan.is_empty() {
+            // An error has been told, and the time of the next try is set.
+            let _ = self.carry_out(&mut state, plan, &BTreeSet::new());
+            self.tell_closed(&state);
+        }
+    }
+
+    /// Tells whoever looks after connections.
+    fn tell(&mut self, concern: Concern, waiting: Vec<oneshot::Sender<()>>) {
+        self.told += 1;
+        self.listener.tell(Commit { number: self.told, concern, waiting });
+    }
+
+    /// Carries a plan out. `suspects` are the pods that it is about, in case that it is refused.
+    fn carry_out(
+        &mut self,
+        state: &mut State,
+        plan: Plan,
+        suspects: &BTreeSet<NamespacedName>,
+    ) -> Result<(), Error> {
+        // Where a restoration is due, the tables are not what the plan starts from; it brings this change, too.
+        if self.restore_at.is_none() {
+            if plan.is_empty() {
+                return Ok(());
+            }
+            let begin = Instant::now();
+            let Err(first) = self.kernel.carry_out(plan) else {
+                self.stats.committed(begin.elapsed());
+                return Ok(());
+            };
+            Stats::count(&self.stats.refusals);
+            let first = anyhow::Error::new(first.error);
+            warn!("a change was refused, comparing with what the kernel holds: {first:#}");
+        }
+        self.make_right(state, suspects)
+    }
+
+    /// Makes the tables right by listing them. If the kernel refuses something of it, that is closed, and the rest is put in
+    /// force.
+    fn make_right(&mut self, state: &mut State, suspects: &BTreeSet<NamespacedName>) -> Result<(), Error> {
+        let mut round = 0;
+        let result = loop {
+            let failed = match self.resync(state) {
+                Ok(()) => break Ok(()),
+                Err(failed) => failed,
+            };
+            if !is_refusal(&failed.error) {
+                break Err(failed.error);
+            }
+            Stats::count(&self.stats.refusals);
+            let culprits = culprits(&failed.spots, state);
+            round += 1;
+            if culprits.is_empty() || round > ROUNDS {
+                break self.halve(state, suspects, failed.error);
+            }
+            state.close(culprits, &reason(&failed.error));
+        };
+        match &result {
+            Ok(()) => self.settled(),
+            Err(error) => self.behind(error),
+        }
+        result
+    }
+
+    /// The kernel refuses, and does not say because of whom. Puts everybody in force without whom it does not refuse.
+    fn halve(
+        &mut self,
+        state: &mut State,
+        suspects: &BTreeSet<NamespacedName>,
+        error: Error,
+    ) -> Result<(), Error> {
+        let why = reason(&error);
+        let everybody: BTreeSet<NamespacedName> = state.local_pods().map(|(name, ..)| name.clone()).collect();
+        let mut fault = error;
+        for group in [suspects, &everybody] {
+            let group: Vec<Subject> = group.intersection(&everybody).cloned().map(Subject::Pod).collect();
+            if group.is_empty() {
+                continue;
+            }
+            state.close(group.iter().cloned(), &why);
+            match self.resync(state) {
+                Ok(()) => return self.open_by_halves(state, group),
+                Err(failed) => fault = failed.error,
+            }
+            // Nobody of them is at fault, or not they alone.
+            state.open(&group);
+        }
+        Err(fault)
+    }
+
+    /// Opens closed pods again, all but those with whom the kernel refuses.
+    fn open_by_halves(&mut self, state: &mut State, group: Vec<Subject>) -> Result<(), Error> {
+        let mut groups = vec![group];
+        while let Some(mut group) = groups.pop() {
+            state.open(&group);
+            let Err(failed) = self.resync(state) else { continue };
+            if !is_refusal(&failed.error) {
+                return Err(failed.error);
+            }
+            Stats::count(&self.stats.refusals);
+            state.close(group.iter().cloned(), &reason(&failed.error));
+            if group.len() > 1 {
+                let second = group.split_off(group.len() / 2);
+                groups.extend([second, group]);
+            }
+        }
+        // What is closed now was closed by the last transaction that went through, or by one before it.
+        self.resync(state).map_err(|failed| failed.error)
+    }
+
+    /// Tells who is closed from now on, and who is not any more.
+    fn tell_closed(&mut self, state: &State) {
+        Stats::set(&self.stats.pods, state.pods_in_force() as u64);
+        Stats::set(&self.stats.listings, self.kernel.listings);
+        if !state.any_refused() {
+            self.retry = Retry::default();
+        } else if self.retry.at.is_none() {
+            self.retry.later();
+        }
+        let now = state.closed();
+        Stats::set(&self.stats.closed, now.len() as u64);
+        if **self.closed.borrow() == now {
             return;
         }
-        let begin = Instant::now();
-        match self.kernel.carry_out(plan) {
-            Ok(()) => self.stats.committed(begin.elapsed()),
-            Err(e) => {
-                warn!("cannot give connections the fast path: {:#}", anyhow::Error::new(e));
-                match self.resync(&mut state) {
-                    Ok(()) => self.settled(),
-                    Err(e) => self.behind(&e),
-                }
-            }
+        let before = self.closed.send_replace(Arc::new(now));
+        let now = self.closed.borrow();
+        for (pod, why) in now.iter().filter(|(pod, why)| before.get(*pod) != Some(why)) {
+            error!(%pod, "closed, no packet of it passes: {why}");
         }
-    }
-
-    fn carry_out(&mut self, state: &mut State, update: &Update) -> Result<(), Error> {
-        let plan = state.advance(update);
-        if self.restore_at.is_some() {
-            // The tables are not what the plan starts from: a restoration brings this change, too.
-            return match self.resync(state) {
-                Ok(()) => {
-                    self.settled();
-                    Ok(())
-                }
-                Err(why) => self.refuse(state, update, why),
-            };
-        }
-        if plan.is_empty() {
-            return Ok(());
-        }
-        let begin = Instant::now();
-        let Err(first) = self.kernel.carry_out(plan) else {
-            self.stats.committed(begin.elapsed());
-            return Ok(());
-        };
-        Stats::count(&self.stats.refusals);
-        warn!("a change was refused, comparing with what the kernel holds: {:#}", anyhow::Error::new(first));
-        match self.resync(state) {
-            Ok(()) => Ok(()),
-            Err(why) => self.refuse(state, update, why),
-        }
-    }
-
-    /// Closes the pods that a refused change is about.
-    fn refuse(&mut self, state: &mut State, update: &Update, why: Error) -> Result<(), Error> {
-        state.refuse(update);
-        match self.resync(state) {
-            Ok(()) => {
-                self.settled();
-                Err(Error::Closed(Box::new(why)))
-            }
-            Err(e) => {
-                self.behind(&e);
-                Err(e)
-            }
+        for pod in before.keys().filter(|pod| !now.contains_key(*pod)) {
+            info!(%pod, "not closed any more");
         }
     }
 
@@ -333,11 +470,23 @@ impl Writer {
         Stats::set(&self.stats.behind, 1);
         self.restore_at = Some(Instant::now() + RETRY);
     }
+}
 
-    fn gauge(&self, state: &State) {
-        Stats::set(&self.stats.pods, state.pods_in_force() as u64);
-        Stats::set(&self.stats.listings, self.kernel.listings);
+/// Whether the kernel, or its protocol, did not take what we wanted of it; else it could not be asked, or the tables are
+/// somebody else's.
+fn is_refusal(error: &Error) -> bool {
+    use moat_nfnetlink::Error as E;
+    match error {
+        Error::Kernel(e) => matches!(
+            **e,
+            E::Encode(_) | E::Refused(_) | E::Commit { .. } | E::TooLarge { .. } | E::Overrun { .. }
+        ),
+        _ => false,
     }
+}
+
+fn reason(error: &Error) -> Reason {
+    Reason::Refused(format!("{:#}", anyhow::Error::new(error.clone())).into())
 }
 
 /// A thread that panics while it holds the state leaves nothing in it half-done that the next listing would not mend.

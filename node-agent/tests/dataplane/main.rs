@@ -6,6 +6,7 @@ mod check;
 mod drops;
 mod hardening;
 mod probe;
+mod refused;
 mod space;
 mod upgrade;
 mod verdicts;

@@ -74,10 +74,20 @@ impl Space {
     }
 }
 
+/// Set where a test runs in a user namespace already.
+const CHILD: &str = "MOAT_TEST_IN_NAMESPACE";
+
 /// Runs a test. Without root, the test binary runs itself again for this one test in a user namespace.
 pub(crate) fn privileged(test: impl FnOnce()) {
-    const CHILD: &str = "MOAT_TEST_IN_NAMESPACE";
     if nix::unistd::geteuid().is_root() || std::env::var_os(CHILD).is_some() {
+        return test();
+    }
+    in_user_namespace(test);
+}
+
+/// Runs a test in a user namespace of its own, root or not: with power over its own network, and over nothing else.
+pub(crate) fn in_user_namespace(test: impl FnOnce()) {
+    if std::env::var_os(CHILD).is_some() {
         return test();
     }
     let name = thread::current().name().expect("tests run on named threads").to_owned();

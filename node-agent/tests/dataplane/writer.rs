@@ -26,7 +26,7 @@ pub(crate) fn unguarded() -> Config {
 }
 
 /// Waits until something holds; fails after ten seconds, and says how long it took.
-fn until(mut holds: impl FnMut() -> bool) -> Duration {
+pub(crate) fn until(mut holds: impl FnMut() -> bool) -> Duration {
     let begin = Instant::now();
     while !holds() {
         assert!(begin.elapsed() < Duration::from_secs(10), "it never holds");
