@@ -7,6 +7,7 @@ use moat_policies::{Evaluator, NamespacedName, NodeDelta, PodPrograms, Reason, T
 use proptest::prelude::*;
 
 use super::*;
+use crate::dataplane::closed::{self, Limits, Subject};
 use crate::dataplane::layout::{LayoutConfig, LocalPod};
 use crate::dataplane::update::Update;
 
@@ -41,7 +42,7 @@ proptest! {
             let here = cluster.objects().pods().iter().filter(|(name, _)| known(name));
             let pods: BTreeMap<_, _> =
                 here.map(|(name, pod)| (name.clone(), Some(local(pod.addresses.iter().copied())))).collect();
-            let mut state = State::new(LayoutConfig::default(), false);
+            let mut state = State::new(LayoutConfig::default(), Limits::default(), false);
             state.advance(&Update { policy, pods, ..Update::default() });
             nodes.insert(node, state);
         }
@@ -81,7 +82,7 @@ proptest! {
 fn unknown_pods_are_denied_and_strangers_are_not_judged() {
     let (a, b) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
     let name = NamespacedName::new("shop", "a");
-    let mut state = State::new(LayoutConfig::default(), false);
+    let mut state = State::new(LayoutConfig::default(), Limits::default(), false);
     state.advance(&Update { pods: [(name.clone(), Some(local([a.into()])))].into(), ..Update::default() });
     let flow = |source: Ipv4Addr, destination: Ipv4Addr| Flow {
         source: source.into(),
@@ -98,7 +99,8 @@ fn unknown_pods_are_denied_and_strangers_are_not_judged() {
     let update = Update { policy, ..Update::default() };
     state.advance(&update);
     assert_eq!(judge(&state, flow(a, b)), Some(Ruling::Allowed));
-    state.refuse(&update);
+    let pods = update.policy.pods.keys().chain(update.pods.keys()).cloned().map(Subject::Pod);
+    state.close(pods, &closed::Reason::Refused("no".into()));
     assert_eq!(
         judge(&state, flow(a, b)),
         Some(Ruling::Denied(DropReason::KernelRefused.on(Direction::Egress)))
