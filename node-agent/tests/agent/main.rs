@@ -7,4 +7,5 @@ mod netns;
 
 mod bad_folder;
 mod packets;
+mod storm;
 mod world;

@@ -8,7 +8,7 @@ use crate::world::Pod;
 const PORT: u16 = 7000;
 
 /// How long an answer may take that comes. What is denied is not waited for any longer.
-const ANSWER: Duration = Duration::from_millis(300);
+pub(crate) const ANSWER: Duration = Duration::from_millis(300);
 
 /// A pod that answers every packet, until it is dropped.
 pub(crate) struct Server {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::netns::{Namespace, Plugin, addresses};
@@ -172,6 +172,14 @@ impl World {
 
     pub(crate) fn plugin(&self) -> Plugin {
         Plugin::new(&self.root.path().join("run/agent.sock"))
+    }
+
+    /// Compares what the kernel's tables do with what the manifests say.
+    pub(crate) fn check(&self) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+        command.args(["check", "--node", "here"]).arg("--manifests").arg(self.manifests());
+        command.arg("--state-dir").arg(self.root.path().join("state"));
+        self.node.run(move || command.output().unwrap())
     }
 
     /// A number of `/proc/PID/status`, in KiB.

@@ -241,9 +241,11 @@ fn shift(span: &mut HashMap<NodeIx, u32>, node: NodeIx, by: i32) -> Option<bool>
 
 fn name_sets(draft: Draft, members: &mut Membership, sets: &mut Sets) -> (Program, Vec<SetIx>) {
     let mut used = Vec::new();
+    // A program can have thousands of classes.
+    let mut seen = HashSet::new();
     let mut take = |kind, terms, prefixes| {
         let ix = sets.intern(members, kind, terms, prefixes);
-        if !used.contains(&ix) {
+        if seen.insert(ix) {
             used.push(ix);
         }
         sets.entries[ix].id
