@@ -1,164 +1,301 @@
-//! What ADD and DEL cost without policy: the real plugin, the agent's server and pod network, the real kernel and disk.
+//! What a pod's network costs its start: from the runtime's call of the plugin until the first packet of an allowed peer
+//! has been answered. The real plugin, the real agent with policy, the real kernel and disk.
 //!
 //! ```text
 //! cargo bench -p moat-agent --bench cni_add
 //! ```
 //!
-//! A figure is the wall time of the plugin's process, from its start to its end, as a runtime sees it, with as
-//! many pods attached as a full node has. Where the reference plugins `ptp` and `host-local` are in
-//! `~/.cache/moat/bin`, they are measured in turns with ours, on a node of their own.
+//! "ADD" is the wall time of the plugin's process, as a runtime sees it, and "answered" until a TCP connection from an
+//! allowed peer is open after that; with as many pods attached as a full node has. The reference plugins `ptp` and
+//! `host-local` (Debian's package containernetworking-plugins) do the same in turns with ours, on a node of their own,
+//! with no policy at all.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends by panicking")]
 
+#[path = "../tests/podnet/real.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use more of it")]
+mod real;
 #[path = "../tests/podnet/world.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod world;
 
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use real::{RealNode, pod};
 use serde_json::{Value, json};
-use world::{Namespace, TestNode, in_world};
+use socket2::{Domain, Socket, Type};
+use world::{Namespace, addresses, in_world};
 
-/// Pods on the node besides the one that is measured.
+/// Pods on the node besides those that are measured.
 const PRESENT: usize = 100;
 const ROUNDS: usize = 200;
+/// The reference takes a second and more for IPv6: it waits for duplicate address detection.
+const SLOW_ROUNDS: usize = 10;
+/// How many ADDs there are at once, and how often.
+const AT_ONCE: usize = 100;
+const BURSTS: usize = 5;
+
+const PORT: u16 = 7;
+const V4: &str = "10.1.0.0/23";
+const V6: &str = "fd00:1::/64";
+
+/// Where Debian puts the reference plugins.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// Every pod lets in the peer, and nobody else.
+const POLICY: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: from-peer}\n\
+    spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: peer}}}]}]}\n";
 
 fn main() {
     in_world(|| {
-        let reference = reference();
-        println!("{PRESENT} pods present, {ROUNDS} rounds; milliseconds");
-        println!("{:<34} {:>8} {:>8} {:>8} {:>8}", "", "ADD p50", "ADD p99", "DEL p50", "DEL p99");
-        let (v4, v6) = ("10.1.0.0/24", "fd00:1::/64");
-        for (family, cidrs) in [("IPv4", &[v4][..]), ("IPv6", &[v6][..]), ("dual stack", &[v4, v6][..])] {
-            // The reference waits for duplicate address detection in IPv6, as we need not: that would compare nothing else.
-            measure(family, cidrs, reference.as_deref().filter(|_| family == "IPv4"));
+        world::plugin_binary();
+        println!("{PRESENT} pods present, every pod isolated for ingress by a policy; milliseconds");
+        println!(
+            "{:<30} {:>6} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}",
+            "one at a time", "rounds", "ADD p50", "ADD p99", "answ. p50", "answ. p99", "DEL p50", "DEL p99"
+        );
+        for (family, cidrs) in [("IPv4", &[V4][..]), ("IPv6", &[V6][..]), ("dual stack", &[V4, V6][..])] {
+            one_at_a_time(family, cidrs);
         }
-        if reference.is_none() {
-            println!("ptp and host-local are not in the cache of tools: no comparison");
+        println!(
+            "{:<30} {:>6} {:>9} {:>9} {:>9}",
+            "100 at once", "ADDs", "answ. p50", "answ. p99", "all done"
+        );
+        for (family, cidrs) in [("IPv4", &[V4][..]), ("dual stack", &[V4, V6][..])] {
+            at_once(family, cidrs);
+        }
+        if !Path::new(REFERENCE).join("ptp").exists() {
+            println!("no {REFERENCE}/ptp: install containernetworking-plugins to compare");
         }
     });
 }
 
-fn measure(family: &str, cidrs: &[&str], reference: Option<&Path>) {
-    let node = TestNode::new(cidrs);
-    let plugin = node.plugin();
-    let present: Vec<_> = (0..PRESENT).map(|n| plugin.pod(&format!("present{n}"))).collect();
-    let other = Namespace::new();
-    let state = tempfile::tempdir().unwrap();
-    let ptp = |command: &str, id: &str, netns: &Path| {
-        let folder = reference?;
-        Some(timed(|| run_reference(&other, folder, cidrs, state.path(), command, id, netns)))
-    };
-    for (n, pod) in present.iter().enumerate() {
-        // The reference's interface has another name, so one namespace serves both.
-        ptp("ADD", &format!("present{n}"), &pod.ns.path);
+/// A node whose pods are made by somebody's plugin.
+trait Plugins: Sync {
+    /// ADD; the pod's addresses.
+    fn add(&self, id: &str, netns: &Path) -> Vec<IpAddr>;
+    /// DEL.
+    fn del(&self, id: &str, netns: &Path);
+}
+
+struct Moat {
+    node: RealNode,
+}
+
+impl Moat {
+    fn new(cidrs: &[&str]) -> Self {
+        let mut manifests = pod("peer");
+        (0..PRESENT).for_each(|n| manifests.push_str(&pod(&format!("present{n}"))));
+        (0..ROUNDS.max(AT_ONCE)).for_each(|n| manifests.push_str(&pod(&format!("measured{n}"))));
+        manifests.push_str(POLICY);
+        let mut node = RealNode::new(cidrs, &manifests);
+        node.start();
+        Self { node }
     }
-    let mut ours = [Vec::new(), Vec::new()];
-    let mut theirs = [Vec::new(), Vec::new()];
-    for n in 0..ROUNDS {
-        let (id, ns, reference_ns) = (format!("measured{n}"), Namespace::new(), Namespace::new());
-        for (which, command) in ["ADD", "DEL"].into_iter().enumerate() {
-            ours[which].push(timed(|| {
-                plugin.run(command, &id, &ns.path).ok();
-            }));
-            theirs[which].extend(ptp(command, &id, &reference_ns.path));
-        }
+}
+
+impl Plugins for Moat {
+    fn add(&self, id: &str, netns: &Path) -> Vec<IpAddr> {
+        addresses(&self.node.plugin().run("ADD", id, netns).ok())
     }
-    print(&format!("moat, {family}"), ours);
-    if reference.is_some() {
-        print(&format!("ptp with host-local, {family}"), theirs);
+
+    fn del(&self, id: &str, netns: &Path) {
+        self.node.plugin().run("DEL", id, netns).ok();
     }
-    let podnet = node.podnet().clone();
-    // Inside the agent, without the plugin's process and the socket.
-    let inside = node.ns.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut times = [Vec::new(), Vec::new()];
-        for n in 0..ROUNDS {
-            let pod = Namespace::new();
-            let key = moat_agent::podnet::AttachmentKey::new(format!("inside{n}"), "eth0");
-            let request = moat_agent::podnet::Prepare {
-                key: key.clone(),
-                network: "moat".into(),
-                pod_namespace: "default".into(),
-                pod_name: "inside".into(),
-                pod_uid: None,
-                netns: pod.path.clone(),
-            };
-            times[0].push(timed(|| {
-                runtime.block_on(async {
-                    let attachment = podnet.prepare(request).await.unwrap();
-                    podnet.activate(&attachment).await.unwrap();
-                });
-            }));
-            times[1].push(timed(|| {
-                runtime.block_on(podnet.remove(&key)).unwrap();
-            }));
-        }
-        times
-    });
-    print(&format!("  of it inside the agent, {family}"), inside);
 }
 
-fn timed(work: impl FnOnce()) -> Duration {
-    let started = Instant::now();
-    work();
-    started.elapsed()
+struct Reference {
+    node: Namespace,
+    state: tempfile::TempDir,
+    config: Value,
 }
 
-fn print(what: &str, times: [Vec<Duration>; 2]) {
-    let [add, del] = times.map(|mut times| {
-        times.sort();
-        let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-        (at(50), at(99))
-    });
-    println!("{what:<34} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", add.0, add.1, del.0, del.1);
-}
+impl Reference {
+    fn new(cidrs: &[&str]) -> Option<Self> {
+        Path::new(REFERENCE).join("ptp").exists().then(|| {
+            let node = Namespace::new();
+            node.sh("ip link set lo up");
+            let state = tempfile::tempdir().unwrap();
+            let ranges: Vec<Value> = cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
+            let everything = |cidr: &&str| if cidr.contains(':') { "::/0" } else { "0.0.0.0/0" };
+            let routes: Vec<Value> = cidrs.iter().map(|cidr| json!({ "dst": everything(cidr) })).collect();
+            let config = json!({
+                "cniVersion": "1.0.0", "name": "reference", "type": "ptp",
+                "ipam": {"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": state.path()},
+            });
+            Self { node, state, config }
+        })
+    }
 
-/// The folder with the reference plugins, if they are there.
-fn reference() -> Option<PathBuf> {
-    let cache = std::env::var_os("MOAT_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/moat")))?;
-    let folder = cache.join("bin");
-    ["ptp", "host-local"].iter().all(|name| folder.join(name).is_file()).then_some(folder)
-}
-
-fn run_reference(
-    node: &Namespace,
-    folder: &Path,
-    cidrs: &[&str],
-    state: &Path,
-    command: &str,
-    id: &str,
-    netns: &Path,
-) {
-    let ranges: Vec<Value> = cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
-    let routes: Vec<Value> = cidrs
-        .iter()
-        .map(|cidr| json!({ "dst": if cidr.contains(':') { "::/0" } else { "0.0.0.0/0" } }))
-        .collect();
-    let config = json!({
-        "cniVersion": "1.0.0", "name": "reference", "type": "ptp",
-        "ipam": {"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": state},
-    });
-    let (folder, id, netns) = (folder.to_owned(), id.to_owned(), netns.to_owned());
-    let command = command.to_owned();
-    let output = node.run(move || {
-        let mut child = Command::new(folder.join("ptp"))
+    fn run(&self, command: &str, id: &str, netns: &Path) -> Value {
+        let mut process = Command::new(PathBuf::from(REFERENCE).join("ptp"));
+        process
             .env_clear()
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", id)
             .env("CNI_NETNS", netns)
-            .env("CNI_IFNAME", "ref0")
-            .env("CNI_PATH", folder)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", REFERENCE)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            .stdout(Stdio::piped());
+        let mut child = world::spawn_in(&self.node.path, process);
+        child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+}
+
+impl Plugins for Reference {
+    fn add(&self, id: &str, netns: &Path) -> Vec<IpAddr> {
+        debug_assert!(self.state.path().exists());
+        addresses(&self.run("ADD", id, netns))
+    }
+
+    fn del(&self, id: &str, netns: &Path) {
+        self.run("DEL", id, netns);
+    }
+}
+
+/// Somebody's node with its peer and the pods that are there.
+struct Site<'a> {
+    plugins: &'a dyn Plugins,
+    peer: Namespace,
+    _present: Vec<Namespace>,
+}
+
+impl<'a> Site<'a> {
+    fn new(plugins: &'a dyn Plugins) -> Self {
+        let add = |id: String| {
+            let ns = Namespace::new();
+            plugins.add(&id, &ns.path);
+            ns
+        };
+        let peer = add("peer".into());
+        Self { plugins, peer, _present: (0..PRESENT).map(|n| add(format!("present{n}"))).collect() }
+    }
+
+    /// A pod to be: its namespace, with somebody who listens on any address that it will have.
+    fn pod_to_be(&self) -> (Namespace, Socket) {
+        let ns = Namespace::new();
+        let listener = ns.run(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::new("::".parse().unwrap(), PORT).into()).unwrap();
+            socket.listen(16).unwrap();
+            socket
+        });
+        (ns, listener)
+    }
+
+    /// Sockets of the peer, made beforehand.
+    fn sockets(&self) -> [Socket; 2] {
+        self.peer.run(|| [Domain::IPV4, Domain::IPV6].map(|f| Socket::new(f, Type::STREAM, None).unwrap()))
+    }
+
+    /// Times ADD, and until the peer has been answered on every address.
+    fn add(&self, id: &str, ns: &Namespace, sockets: [Socket; 2]) -> (Duration, Duration) {
+        let started = Instant::now();
+        let addresses = self.plugins.add(id, &ns.path);
+        let added = started.elapsed();
+        for address in addresses {
+            let socket = &sockets[usize::from(address.is_ipv6())];
+            let to = SocketAddr::new(address, PORT).into();
+            socket.connect_timeout(&to, Duration::from_secs(10)).unwrap();
+        }
+        (added, started.elapsed())
+    }
+}
+
+#[derive(Default)]
+struct Times {
+    add: Vec<Duration>,
+    answered: Vec<Duration>,
+    del: Vec<Duration>,
+}
+
+fn one_at_a_time(family: &str, cidrs: &[&str]) {
+    let moat = Moat::new(cidrs);
+    let reference = Reference::new(cidrs);
+    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), ROUNDS, Times::default())];
+    if let Some(reference) = &reference {
+        let rounds = if family == "IPv4" { ROUNDS } else { SLOW_ROUNDS };
+        // With as few pods present where each takes seconds: it has no policy that would have to know them.
+        let site = if family == "IPv4" {
+            Site::new(reference)
+        } else {
+            let peer = Namespace::new();
+            reference.add("peer", &peer.path);
+            Site { plugins: reference, peer, _present: Vec::new() }
+        };
+        sites.push((format!("ptp, host-local, {family}"), site, rounds, Times::default()));
+    }
+    for n in 0..ROUNDS {
+        for (_, site, rounds, times) in &mut sites {
+            if n >= *rounds {
+                continue;
+            }
+            let (id, sockets) = (format!("measured{n}"), site.sockets());
+            let (ns, _listener) = site.pod_to_be();
+            let (added, answered) = site.add(&id, &ns, sockets);
+            times.add.push(added);
+            times.answered.push(answered);
+            let started = Instant::now();
+            site.plugins.del(&id, &ns.path);
+            times.del.push(started.elapsed());
+        }
+    }
+    for (what, _, rounds, times) in sites {
+        let [add, answered, del] = [times.add, times.answered, times.del].map(percentiles);
+        println!(
+            "{what:<30} {rounds:>6} {:>8.2} {:>8.2} {:>9.2} {:>9.2} {:>8.2} {:>8.2}",
+            add.0, add.1, answered.0, answered.1, del.0, del.1
+        );
+    }
+}
+
+fn at_once(family: &str, cidrs: &[&str]) {
+    let moat = Moat::new(cidrs);
+    let reference = Reference::new(cidrs).filter(|_| family == "IPv4");
+    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), Vec::new(), Vec::new())];
+    if let Some(reference) = &reference {
+        sites.push((format!("ptp, host-local, {family}"), Site::new(reference), Vec::new(), Vec::new()));
+    }
+    for _ in 0..BURSTS {
+        for (_, site, times, bursts) in &mut sites {
+            let pods: Vec<_> = (0..AT_ONCE).map(|_| (site.pod_to_be(), site.sockets())).collect();
+            let site: &Site<'_> = site;
+            let started = Instant::now();
+            let kept: Vec<_> = thread::scope(|scope| {
+                let adding: Vec<_> = pods
+                    .into_iter()
+                    .zip(0..)
+                    .map(|((pod, sockets), n)| {
+                        scope.spawn(move || (site.add(&format!("measured{n}"), &pod.0, sockets).1, pod))
+                    })
+                    .collect();
+                adding.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            bursts.push(started.elapsed());
+            for ((took, (ns, _listener)), n) in kept.into_iter().zip(0..) {
+                times.push(took);
+                site.plugins.del(&format!("measured{n}"), &ns.path);
+            }
+        }
+    }
+    for (what, _, times, bursts) in sites {
+        let count = times.len();
+        let (times, bursts) = (percentiles(times), percentiles(bursts));
+        println!("{what:<30} {count:>6} {:>9.2} {:>9.2} {:>9.2}", times.0, times.1, bursts.0);
+    }
+}
+
+/// p50 and p99, in milliseconds.
+fn percentiles(mut times: Vec<Duration>) -> (f64, f64) {
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+    (at(50), at(99))
 }

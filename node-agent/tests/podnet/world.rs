@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -16,6 +17,7 @@ use moat_cni::error::{CniError, code};
 use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
 use moat_policies::Node;
 use nix::sched::{CloneFlags, unshare};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -331,16 +333,7 @@ impl Plugin {
             .stdout(Stdio::piped());
         let mut child = match self.netns.clone() {
             None => process.spawn().unwrap(),
-            // A child is born where the thread is that makes it.
-            Some(path) => thread::spawn(move || {
-                use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-                use std::os::fd::AsFd;
-                let file = std::fs::File::open(path).unwrap();
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                process.spawn().unwrap()
-            })
-            .join()
-            .unwrap(),
+            Some(path) => spawn_in(&path, process),
         };
         // One that dies at once does not read.
         let _ = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
@@ -368,6 +361,17 @@ impl Plugin {
         let result = self.run("ADD", id, &ns.path).ok();
         Pod { ns, id: id.to_owned(), addresses: addresses(&result), result }
     }
+}
+
+/// Starts a program in the network namespace at `netns`.
+pub(crate) fn spawn_in(netns: &Path, mut process: Command) -> Child {
+    let netns = std::fs::File::open(netns).unwrap();
+    // A child is born where the thread is that makes it.
+    let born = thread::spawn(move || {
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        process.spawn().unwrap()
+    });
+    born.join().unwrap()
 }
 
 /// The addresses of ADD's answer.
