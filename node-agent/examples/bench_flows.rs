@@ -193,6 +193,17 @@ impl World {
         [committed, all - committed]
     }
 
+    /// Changes policy while all connections are looked at; says how long it took until the kernel held it.
+    fn commit_amid_a_look(&mut self) -> Duration {
+        self.cluster.apply(somebody("all", self.v6));
+        let policy = self.cluster.commit().remove("node").unwrap_or_default();
+        let all = self.dataplane.submit(Update { policy, ..Update::default() }).wait().expect("taken");
+        let [committed, _] = self.change(vec![nobody("one", Some("pod-1"))], &[]);
+        all.wait();
+        self.change(vec![], &["one", "all"]);
+        committed
+    }
+
     fn measure(&mut self, rounds: usize) {
         let version = if self.v6 { "IPv6" } else { "IPv4" };
         println!("\n{} entries, {version}, {PODS} pods; medians of {rounds} rounds (slowest)", self.entries);
@@ -210,12 +221,14 @@ impl World {
             let [_, all_same] = self.change(vec![somebody("all", self.v6)], &[]);
             let [_, all_cut] = self.change(vec![nobody("all", None)], &[]);
             let [_, all_back] = self.change(vec![], &["all"]);
+            let amid = self.commit_amid_a_look();
             if round == 0 {
                 continue;
             }
             filtered.into_iter().for_each(|f| note("1 bare dump, filtered by the kernel", f));
             note("2 bare dump, everything", whole);
             note("3 commit, one pod", commit);
+            note("9 commit, while all connections are looked at", amid);
             note("4 one pod: all of its connections cut", one_cut);
             note("5 one pod: all of them resumed", one_back);
             note("6 all pods: concerned, nothing denied", all_same);

@@ -11,12 +11,14 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::dataplane::Stats;
 use crate::droplog::DropNumbers;
+use crate::flows::FlowNumbers;
 
 /// All numbers.
 pub struct Metrics {
     registry: Registry,
     dataplane: Arc<OnceLock<Arc<Stats>>>,
     drops: Arc<OnceLock<DropNumbers>>,
+    flows: Arc<OnceLock<FlowNumbers>>,
     attachments: Gauge,
     /// Readings that were put in force.
     pub readings: Counter,
@@ -46,7 +48,9 @@ impl Default for Metrics {
         registry.register_collector(Box::new(DataplaneNumbers(dataplane.clone())));
         let drops = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Later(drops.clone())));
-        Self { registry, dataplane, drops, attachments, readings, reading_errors, add_errors }
+        let flows = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(Later(flows.clone())));
+        Self { registry, dataplane, drops, flows, attachments, readings, reading_errors, add_errors }
     }
 }
 
@@ -61,6 +65,12 @@ impl Metrics {
     pub(crate) fn drops(&self, numbers: DropNumbers) {
         // It starts once, too.
         let _ = self.drops.set(numbers);
+    }
+
+    /// Connections are looked after, and these are the numbers.
+    pub(crate) fn flows(&self, numbers: FlowNumbers) {
+        // And that, too.
+        let _ = self.flows.set(numbers);
     }
 
     /// Whether the kernel does not hold what it is to hold.

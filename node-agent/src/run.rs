@@ -18,7 +18,7 @@ use crate::cni_server::CniServer;
 use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, Ticket, Update};
 use crate::desired::Desired;
 use crate::droplog::{DropLog, DropLogConfig, DropNumbers};
-use crate::flows::Flows;
+use crate::flows::{FlowNumbers, Flows};
 use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
@@ -204,6 +204,7 @@ async fn start(
     .await?;
     let flows = flows.context("cannot look after connections")?;
     metrics.dataplane(dataplane.stats().clone());
+    metrics.flows(FlowNumbers(flows.stats().clone()));
     tell_closed(dataplane.closed(), readiness.clone());
     metrics.readings.inc();
     readiness.applied(readiness.reading(), first.fingerprint);

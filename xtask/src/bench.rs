@@ -25,6 +25,8 @@ pub(crate) enum Bench {
     Cni,
     /// Agent and plugin die at every step of ADD and DEL, 1,000 times, and nothing may be left behind
     Crash,
+    /// Until connections that are there follow a change, with 10,000 and 200,000 of them; root only
+    Flows,
     /// From the rename of a manifest to the last packet let through, with the real agent
     Latency,
     /// The lab, all in one, with nine pods that serve three ports each over TCP and UDP
@@ -40,6 +42,7 @@ impl Bench {
             Bench::Drops => &["run", "--release", "-p", "moat-agent", "--example", "bench_drops"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
             Bench::Crash => return crash(if quick { 64 } else { 1000 }),
+            Bench::Flows => &["run", "--release", "-p", "moat-agent", "--example", "bench_flows"],
             Bench::Latency if quick => &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"],
             Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
             Bench::Lab => return nine_pods(),

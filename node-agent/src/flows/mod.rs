@@ -39,6 +39,7 @@ use grace::{Grace, Through};
 use look::Looker;
 
 pub use live::LiveFlow;
+pub(crate) use stats::FlowNumbers;
 pub use stats::FlowStats;
 
 /// How soon a look that failed is tried again.

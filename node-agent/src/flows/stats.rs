@@ -1,7 +1,15 @@
 //! Numbers about looks, for whoever renders them.
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 
 /// What has been done since the start. Shared; every number may be read at any time.
 #[derive(Debug, Default)]
@@ -68,5 +76,35 @@ impl FlowStats {
     pub(super) fn looked(&self, took: Duration) {
         Self::count(&self.looks, 1);
         self.last_look_ns.store(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// The same, in OpenMetrics.
+#[derive(Debug)]
+pub(crate) struct FlowNumbers(pub(crate) Arc<FlowStats>);
+
+impl Collector for FlowNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let stats = &self.0;
+        let counters = [
+            ("flows_looks", "Looks at connections: one at the start, two for a commit", stats.looks()),
+            ("flows_look_failures", "Looks that failed and were tried again", stats.failures()),
+            ("flows_seen", "Connections that were looked at", stats.seen()),
+            ("flows_cut", "Connections that were revoked because policy denies them now", stats.cut()),
+            ("flows_resumed", "Revoked connections that were allowed again", stats.resumed()),
+            (
+                "flows_forgotten",
+                "Connections that were deleted because an address of theirs has another owner",
+                stats.forgotten(),
+            ),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let last = ConstGauge::new(stats.last_look().as_secs_f64());
+        let help = "How long the last look took";
+        let name = "flows_last_look";
+        last.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), last.metric_type())?)
     }
 }
