@@ -75,18 +75,21 @@ enum Fault {
     Pods,
     /// Cables that are pulled and put back
     Links,
+    /// None: traffic alone, while you break things yourself
+    None,
 }
 
 impl Fault {
     const ALL: [Fault; 5] = [Fault::Kills, Fault::Tables, Fault::Policies, Fault::Pods, Fault::Links];
 
-    fn kind(self) -> FaultKind {
+    fn kind(self) -> Option<FaultKind> {
         match self {
-            Fault::Kills => FaultKind::Kills,
-            Fault::Tables => FaultKind::Tables,
-            Fault::Policies => FaultKind::Policies,
-            Fault::Pods => FaultKind::Pods,
-            Fault::Links => FaultKind::Links,
+            Fault::Kills => Some(FaultKind::Kills),
+            Fault::Tables => Some(FaultKind::Tables),
+            Fault::Policies => Some(FaultKind::Policies),
+            Fault::Pods => Some(FaultKind::Pods),
+            Fault::Links => Some(FaultKind::Links),
+            Fault::None => None,
         }
     }
 }
@@ -97,7 +100,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         seed: args.seed,
         millis: u64::try_from(args.lasts.as_millis())?,
         kills: args.kills,
-        kinds: args.faults.iter().map(|f| f.kind()).collect(),
+        kinds: args.faults.iter().filter_map(|f| f.kind()).collect(),
         rate: args.rate,
     };
     let mut make = args.make.options()?;

@@ -73,6 +73,8 @@ pub(crate) enum Event {
     Started { node: usize, at: Moment },
     /// It says that an epoch is in force.
     Ready { node: usize, at: Moment, epoch: Epoch },
+    /// A node's agent waited for a processor, and an epoch had until this moment to come into force.
+    Lengthened { node: usize, epoch: Epoch, until: Moment, by: Duration },
     /// Somebody changed a node's tables, which are whole again by the end of this time.
     Damaged { node: usize, from: Moment, until: Moment },
     /// A node was off the link.
@@ -184,6 +186,11 @@ impl Judge {
             Event::Dead { node } => self.views[node].dead(),
             Event::Started { node, at } => self.views[node].started(at),
             Event::Ready { node, at, epoch } => self.views[node].ready(at, epoch),
+            Event::Lengthened { node, epoch, until, by } => {
+                self.views[node].lengthened(epoch, until);
+                self.report.lengthened += 1;
+                self.report.lengthened_max_ms = self.report.lengthened_max_ms.max(by.as_secs_f64() * 1e3);
+            }
             Event::Damaged { node, from, until } => self.views[node].damaged(from, until),
             Event::Cut { node, from, until } => self.cuts.push((node, from, until)),
             Event::Came { address, at } => {
@@ -423,3 +430,7 @@ impl Judge {
         doubtful
     }
 }
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

@@ -6,18 +6,28 @@ use std::time::{Duration, Instant};
 
 use super::clock::Moment;
 use super::journal::Journal;
-use super::judge::Event;
+use super::judge::{Event, GRACE};
 use super::views::Epoch;
 use crate::agent::Agent;
 use crate::error::{LabError, Trying as _};
+use crate::state::Process;
 
 /// How often an agent that was started is asked whether it is ready.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 /// An agent that is not ready by then is a finding.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The epochs, by the fingerprint of their folder.
+/// However busy the machine is, an agent gets no more time than this for a change.
+const AT_MOST: Duration = Duration::from_secs(1);
+
+/// The epochs, by the fingerprint of their folder; the newest of them is the largest.
 pub(super) type Epochs = Arc<Mutex<HashMap<String, Epoch>>>;
+
+/// How long each thread of an agent has waited for a processor in its life.
+pub(super) struct Waits {
+    process: Process,
+    threads: HashMap<u32, Duration>,
+}
 
 /// One node's agent.
 #[derive(Clone)]
@@ -38,6 +48,21 @@ struct Kills {
     last: Option<Moment>,
     /// How long it was away, each time.
     away: Vec<Duration>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The second number of `/proc/PID/task/TID/schedstat`: nanoseconds on a run queue.
+fn schedule(process: &Process) -> Option<HashMap<u32, Duration>> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).ok()?;
+    let wait = |entry: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(entry.path().join("schedstat")).ok()?;
+        let nanos = text.split_whitespace().nth(1)?.parse().ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, Duration::from_nanos(nanos)))
+    };
+    Some(tasks.flatten().filter_map(wait).collect())
 }
 
 impl Mind {
@@ -80,7 +105,36 @@ impl Mind {
     }
 
     fn kills(&self) -> MutexGuard<'_, Kills> {
-        self.kills.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kills)
+    }
+
+    /// How long its threads have waited so far; nothing where it is not ready.
+    pub(super) fn waits(&self) -> Option<Waits> {
+        let process = self.agent.process();
+        let threads = if self.is_ready() { schedule(&process) } else { None };
+        threads.map(|threads| Waits { process, threads })
+    }
+
+    /// Sees to it that a write has the grace of a machine on which the agent need not wait for a processor.
+    pub(super) async fn follow(self, before: Waits, epoch: Epoch, written: Moment) {
+        let mut until = written + GRACE;
+        let mut by = Duration::ZERO;
+        loop {
+            tokio::time::sleep(until.since(self.journal.clock.now())).await;
+            let Some(now) = schedule(&before.process) else { return };
+            let waited = |(thread, total): (&u32, &Duration)| {
+                total.saturating_sub(before.threads.get(thread).copied().unwrap_or_default())
+            };
+            // A change goes from one thread to the next, so their waits add up.
+            let all = now.iter().map(waited).sum::<Duration>().min(AT_MOST);
+            if all <= by + Duration::from_millis(1) {
+                break;
+            }
+            (by, until) = (all, written + GRACE + all);
+        }
+        if !by.is_zero() {
+            self.journal.note(Event::Lengthened { node: self.node, epoch, until, by });
+        }
     }
 
     async fn watch(self, epochs: Epochs) {
@@ -133,9 +187,11 @@ impl Mind {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (count, at) = (self.kills().count, self.journal.clock.now());
+            let newest = lock(epochs).values().max().copied();
             let applied = self.agent.applied().await;
-            let known = |f: &String| epochs.lock().unwrap_or_else(PoisonError::into_inner).get(f).copied();
-            if let Some(epoch) = applied.as_ref().and_then(known) {
+            let known = |f: &String| lock(epochs).get(f).copied();
+            // What was written while it started has to be in force as well.
+            if let Some(epoch) = applied.as_ref().and_then(known).filter(|epoch| Some(*epoch) >= newest) {
                 let mut kills = self.kills();
                 if kills.count == count {
                     self.journal.note(Event::Ready { node: self.node, at, epoch });

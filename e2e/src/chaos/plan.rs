@@ -202,8 +202,9 @@ impl Plan {
                 let pods: Vec<_> = self.stage.pods.iter().cloned().collect();
                 let namespace = self.random.pick(&pods)?.namespace.clone();
                 let name = NamespacedName::new(namespace, format!("chaos-{}", self.number()));
-                self.own.push(name.clone());
-                self.compose(name)
+                let fault = self.compose(name.clone())?;
+                self.own.push(name);
+                Some(fault)
             }
         }
     }
@@ -325,3 +326,7 @@ impl Iterator for Plan {
         Some(Step { pause, fault: fault? })
     }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -51,6 +51,10 @@ pub struct ChaosReport {
     pub grace: usize,
     /// Those among them whose change came while the agent that had to make it was being started again.
     pub grace_waiting: usize,
+    /// How often the grace of a node was longer, because its agent waited for a processor meanwhile: by so long.
+    pub lengthened: usize,
+    /// The longest of these waits, in milliseconds.
+    pub lengthened_max_ms: f64,
     /// Packets at nodes whose unguarded tables somebody had just changed.
     pub restoring: usize,
     /// Packets that did not arrive on flows that had been denied before and were allowed again: they may go on, and need not.
@@ -145,6 +149,13 @@ impl ChaosReport {
         let waiting =
             format!("{:.2}%; {} of them waited for an agent", self.grace_share() * 100.0, self.grace_waiting);
         line("in grace", self.grace, waiting);
+        if self.lengthened_max_ms >= 5.0 {
+            let longest = format!(
+                "times an agent waited for a processor, for up to {:.0} ms; the grace was longer by that",
+                self.lengthened_max_ms
+            );
+            line("busy machine", self.lengthened, longest);
+        }
         for (name, number, what) in [
             ("tables edited", self.restoring, "at nodes whose tables somebody had just changed"),
             ("resumed", self.resumed, "lost on flows that were denied for a while: they need not go on"),

@@ -427,11 +427,17 @@ impl<'l> Run<'l> {
     ) -> Result<(), LabError> {
         change(&mut self.objects);
         let objects = Box::new(self.objects.clone());
+        let waits: Vec<_> = self.minds.iter().map(Mind::waits).collect();
         let before = self.journal.clock.now();
         act(self.lab)?;
         let after = self.journal.clock.now();
         self.journal.note(Event::Written { objects, before, after, early });
         self.epoch += 1;
+        for (mind, waits) in self.minds.iter().zip(waits) {
+            if let Some(waits) = waits {
+                tokio::spawn(mind.clone().follow(waits, self.epoch, after));
+            }
+        }
         self.remember()
     }
 

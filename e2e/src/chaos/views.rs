@@ -93,6 +93,13 @@ impl View {
         self.agent = Agent::Ready;
     }
 
+    /// Its agent, which was ready, waited for a processor: an epoch had until this moment.
+    pub(crate) fn lengthened(&mut self, epoch: Epoch, until: Moment) {
+        if let Some(switch) = self.switches.get_mut(epoch).filter(|s| s.until != Moment::NEVER) {
+            switch.until = switch.until.max(until);
+        }
+    }
+
     /// Its tables were changed by somebody else, and repaired by the end of this time.
     pub(crate) fn damaged(&mut self, from: Moment, until: Moment) {
         self.damaged.push((from, until));
@@ -165,6 +172,18 @@ mod tests {
         view.started(Moment(600));
         view.ready(Moment(700), 1);
         assert_eq!([699, 700].map(|m| at(&view, m)), [(0, 1), (1, 1)]);
+    }
+
+    #[test]
+    fn an_agent_without_a_processor_has_longer() {
+        let mut view = View::new(GRACE);
+        view.written(Moment(100), Moment(102));
+        view.lengthened(1, Moment(150));
+        assert_eq!([149, 150].map(|m| at(&view, m)), [(0, 1), (1, 1)]);
+        view.written(Moment(200), Moment(202));
+        view.killed(Moment(210));
+        view.lengthened(2, Moment(250));
+        assert_eq!(at(&view, 260), (1, 2), "it may not have done it at all");
     }
 
     #[test]
