@@ -106,6 +106,9 @@ pub(crate) enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
     pub(crate) pause: Duration,
+    /// Whether it waits until every agent is ready: one that is killed again and again before it is teaches little, and
+    /// leaves whatever is written meanwhile unjudged.
+    pub(crate) patient: bool,
     pub(crate) fault: Fault,
 }
 
@@ -309,7 +312,8 @@ impl Iterator for Plan {
             && self.kinds.contains(&FaultKind::Kills)
             && self.random.one_in(3)
         {
-            return Some(Step { pause: self.millis(0, 20), fault: Fault::Kill { node: self.node()? } });
+            let (pause, node) = (self.millis(0, 20), self.node()?);
+            return Some(Step { pause, patient: false, fault: Fault::Kill { node } });
         }
         let pause = self.millis(150, 450);
         let fault = match self.kind()? {
@@ -323,7 +327,8 @@ impl Iterator for Plan {
             FaultKind::Links => Some(Fault::Cut { lasts: self.millis(100, 500), node: self.node()? }),
         };
         self.after_policy = matches!(fault, Some(Fault::Policy(_) | Fault::NoPolicy(_)));
-        Some(Step { pause, fault: fault? })
+        let patient = !self.random.one_in(4);
+        Some(Step { pause, patient, fault: fault? })
     }
 }
 

@@ -221,18 +221,26 @@ impl<'l> Run<'l> {
                 Some(step) => {
                     pause = step.pause;
                     self.step += 1;
+                    if step.patient {
+                        self.until_ready().await;
+                    }
                     self.fault(step.fault).await?;
                 }
                 None => pause = Duration::from_secs(1),
             }
         }
         // The last changes are seen through.
-        let deadline = self.journal.clock.now() + Duration::from_secs(20);
-        while !self.minds.iter().all(Mind::is_ready) && self.journal.clock.now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.until_ready().await;
         tokio::time::sleep(QUIET).await;
         Ok(false)
+    }
+
+    /// Waits until every agent that was killed is back; one that does not come back is found out elsewhere.
+    async fn until_ready(&self) {
+        let deadline = self.journal.clock.now() + Duration::from_secs(20);
+        while !self.minds.iter().all(Mind::is_ready) && self.journal.clock.now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn begin(&mut self, host: &Host) -> Result<(), LabError> {
