@@ -72,6 +72,11 @@ fn main() {
                 print(&format!("allow, {}", kind.name()), allow);
             }
             println!("agent: {} KiB resident", world.memory("VmRSS"));
+            // Nothing of this is odd, so the agent has nothing to complain of.
+            let log = world.log();
+            log.lines()
+                .filter(|l| l.contains(" WARN ") || l.contains(" ERROR "))
+                .for_each(|l| println!("{l}"));
         }
     });
 }
