@@ -30,7 +30,7 @@ pub(crate) struct Agents {
     #[arg(long, value_name = "PATH")]
     socket: Vec<PathBuf>,
     /// Only what is from or to this pod
-    #[arg(long, value_name = "NAMESPACE/POD")]
+    #[arg(long, value_name = "NAMESPACE/POD", value_parser = pod)]
     pub(crate) pod: Option<String>,
     /// Output format; JSON is one object a line
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
@@ -45,6 +45,13 @@ pub(crate) struct Agents {
 pub(crate) struct Agent {
     pub(crate) name: String,
     pub(crate) socket: PathBuf,
+}
+
+fn pod(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("a pod is NAMESPACE/NAME, as in shop/api-0".to_owned()),
+    }
 }
 
 impl Agents {

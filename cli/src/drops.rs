@@ -82,7 +82,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         if ended {
             if count == 0 {
-                output::note(format_args!("nothing was dropped since the agents started"));
+                let whose = pod.map(|pod| format!(" from or to {pod}")).unwrap_or_default();
+                output::note(format_args!("nothing{whose} was dropped since the agents started"));
             }
             break;
         }

@@ -39,7 +39,7 @@ pub mod code {
 /// An error as the CNI specification carries it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(deny_unknown_fields)]
-#[error("{msg}{}{details} (CNI error {code})", if details.is_empty() { "" } else { ": " })]
+#[error("{} (CNI error {code})", self.words())]
 pub struct CniError {
     /// One of [`code`].
     pub code: u32,
@@ -54,5 +54,11 @@ impl CniError {
     /// An error of the code `code`.
     pub fn new(code: u32, msg: impl Into<String>, details: impl Into<String>) -> Self {
         Self { code, msg: msg.into(), details: details.into() }
+    }
+
+    /// Message and details, for people: the number is for runtimes.
+    pub fn words(&self) -> String {
+        let between = if self.details.is_empty() { "" } else { ": " };
+        format!("{}{between}{}", self.msg, self.details)
     }
 }

@@ -174,7 +174,7 @@ fn traffic(protocol: &str, port: Option<u16>) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The agent refused, or cannot be reached.
-    #[error("{0}")]
+    #[error("{}", .0.words())]
     Refused(CniError),
     /// The connection broke.
     #[error("the agent's stream broke off")]

@@ -174,6 +174,7 @@ impl Agent {
             self.forget(&key).await;
             match self.podnet.remove(&key).await {
                 Ok(Some(gone)) => {
+                    self.flows.forget(gone.addresses()).await;
                     info!(pod = %gone.pod(), "removed, as its runtime wanted while no agent listened")
                 }
                 Ok(None) => {}
