@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -16,9 +15,6 @@ use crate::podnet::Netlink;
 
 /// Entries that are judged before commits get their turn again.
 pub(super) const CHUNK: usize = 512;
-
-/// Chunks that may wait to be written.
-const QUEUE: usize = 16;
 
 /// Up to so many addresses are asked for one by one, at two walks of the kernel's table each; for more, all entries are
 /// handed over once.
@@ -60,40 +56,39 @@ impl Looker {
 
     /// Looks once at all entries of those concerned. Those of addresses in `unused` that no pod has are deleted. What it
     /// cannot change is told after all the others have been.
-    ///
-    /// Entries are changed on a thread beside: to change one costs the kernel about as much as to list it.
     pub(super) fn look(&mut self, concern: &Concern, unused: &[IpNet]) -> Result<(), FlowsError> {
         let begin = Instant::now();
         let Self { verdicts, revoked, dump, hand, stats } = self;
-        let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
-        let judging = Judging { revoked: *revoked, concern, unused, own };
-        let (changes, to_do) = sync_channel(QUEUE);
-        let result = std::thread::scope(|scope| {
-            let (revoked, stats) = (*revoked, &**stats);
-            let writing = scope.spawn(move || hand.write_all(&to_do, revoked, stats));
-            let mut chunk = Vec::with_capacity(CHUNK);
-            // A send fails where the other thread has panicked, which is told when it is joined.
-            let judge = |chunk: &mut Vec<Entry>| {
-                FlowStats::count(&stats.seen, chunk.len() as u64);
-                drop(changes.send(verdicts.judge(|judge| judging.judge(judge, chunk.drain(..)))));
-            };
-            let listed = filters(concern).iter().try_for_each(|filter| {
-                dump.entries(filter, |entry| {
-                    if concern.covers(entry.original.source, entry.reply.source) {
-                        chunk.push(entry);
-                        if chunk.len() == CHUNK {
-                            judge(&mut chunk);
-                        }
+        let judging = {
+            let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
+            Judging { revoked: *revoked, concern, unused, own }
+        };
+        let mut own = None;
+        let mut written = Ok(());
+        let mut follow = |chunk: &mut Vec<Entry>| {
+            FlowStats::count(&stats.seen, chunk.len() as u64);
+            let changes = verdicts.judge(|judge| judging.judge(judge, chunk.drain(..)));
+            if let Err(error) = hand.write(changes, *revoked, &mut own, stats)
+                && written.is_ok()
+            {
+                written = Err(error);
+            }
+        };
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let listed = filters(concern).iter().try_for_each(|filter| {
+            dump.entries(filter, |entry| {
+                if concern.covers(entry.original.source, entry.reply.source) {
+                    chunk.push(entry);
+                    if chunk.len() == CHUNK {
+                        follow(&mut chunk);
                     }
-                })
-            });
-            judge(&mut chunk);
-            drop(changes);
-            let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok(listed?).and(written)
+                }
+            })
         });
+        follow(&mut chunk);
         stats.looked(begin.elapsed());
-        result
+        listed?;
+        written
     }
 }
 
@@ -164,22 +159,7 @@ impl Judging<'_> {
 }
 
 impl Hand {
-    /// Has the kernel follow until there is nothing more to do. Goes on after a failure, and tells the first.
-    fn write_all(
-        &mut self,
-        to_do: &Receiver<Changes>,
-        revoked: u32,
-        stats: &FlowStats,
-    ) -> Result<(), FlowsError> {
-        let mut own = None;
-        let mut result = Ok(());
-        for changes in to_do {
-            let written = self.write(changes, revoked, &mut own, stats);
-            result = result.and(written);
-        }
-        result
-    }
-
+    /// Has the kernel follow.
     fn write(
         &mut self,
         Changes { delete, mut revoke, resume }: Changes,
