@@ -6,8 +6,14 @@ use moat_fuzz::within_bounds;
 use moat_manifests::{Manifests, decode, decode_pod_status};
 use moat_policies::Cluster;
 
-fuzz_target!(|input: &[u8]| within_bounds(input, 64 << 20, |text| {
+/// What reading a file may take of memory, in bytes.
+const MEMORY: usize = 64 << 20;
+
+fuzz_target!(|text: &[u8]| {
     for file in ["input.yaml", "input.json"] {
+        // What is bounded is one reading.
+        within_bounds(text, MEMORY, |text| drop(decode([(file, text)])));
+        within_bounds(text, MEMORY, |text| drop(decode_pod_status([(file, text)])));
         let decoded = decode([(file, text)]);
         assert_eq!(decode([(file, text)]), decoded, "the same text, the same objects");
         match decoded {
@@ -15,7 +21,7 @@ fuzz_target!(|input: &[u8]| within_bounds(input, 64 << 20, |text| {
                 for warning in &manifests.warnings {
                     assert!(warning.to_string().starts_with(file), "{warning} names no file");
                 }
-                compile(&manifests);
+                within_bounds(text, MEMORY, |_| compile(&manifests));
             }
             Err(errors) => {
                 assert!(errors.iter().len() > 0, "nothing is wrong, and yet it was refused");
@@ -28,7 +34,7 @@ fuzz_target!(|input: &[u8]| within_bounds(input, 64 << 20, |text| {
             assert!(errors.iter().all(|error| error.to_string().starts_with(file)));
         }
     }
-}));
+});
 
 /// What was accepted can be put in force, and taken out of force again.
 fn compile(manifests: &Manifests) {
