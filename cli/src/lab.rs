@@ -237,6 +237,7 @@ fn info_text(info: &Info, name: &str) -> String {
     }
     // Whoever is not root enters the lab's user namespace too, in which he is.
     let user = if is_root() { "" } else { " --user --preserve-credentials" };
+    let lab = if name == "lab" { String::new() } else { format!(" --lab {name}") };
     let named = if name == "lab" { String::new() } else { format!(" --name {name}") };
     let log = info.nodes.first().map(|n| n.log.display().to_string()).unwrap_or_default();
     text += &format!(
@@ -245,6 +246,7 @@ Look around:    nsenter --target TARGET{user} --net ip addr     (or ping, ss, nf
 An agent's log: {log}
 Change it:      edit the manifests in {}; the agents see it at once
 Probe it:       moat lab probe{named}
+See its drops:  moat drops --follow{lab}     (and moat flows{lab})
 Remove it:      moat lab down{named}
 ",
         info.folder.display()

@@ -39,8 +39,8 @@
 //! the kernel's work, except those that say so; every socket has a descriptor to poll.
 //!
 //! What is not here: anonymous sets, sets of one-field ranges (the kernel's structure for them is slow to
-//! change), stateful objects other than counters, flow tables. `cargo bench -p moat-nfnetlink` measures the commits that an agent
-//! makes.
+//! change), stateful objects other than counters, flow tables. `cargo bench -p moat-nfnetlink` measures the
+//! commits that an agent makes.
 //!
 //! This is the one crate with `unsafe` code: a `setsockopt` and a `getsockopt` in `src/sys.rs`.
 

@@ -59,9 +59,12 @@ pub trait Handler: Send + Sync + 'static {
     fn drops(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         (Vec::new(), broadcast::Sender::new(1).subscribe())
     }
-    /// The live flows. None, where nobody looks after them.
+    /// The live flows, and [`Event::End`]. None, where nobody looks after them.
     fn flows(self: &Arc<Self>) -> mpsc::Receiver<Event> {
-        mpsc::channel(1).1
+        let (sender, receiver) = mpsc::channel(1);
+        // There is room for one.
+        let _ = sender.try_send(Event::End);
+        receiver
     }
 }
 
@@ -342,8 +345,9 @@ mod tests {
             (vec![Event::Missed(1)], self.events.subscribe())
         }
         fn flows(self: &Arc<Self>) -> mpsc::Receiver<Event> {
-            let (sender, receiver) = mpsc::channel(8);
+            let (sender, receiver) = mpsc::channel(9);
             (0..8).for_each(|n| sender.try_send(Event::Missed(n)).unwrap());
+            sender.try_send(Event::End).unwrap();
             receiver
         }
     }

@@ -87,8 +87,9 @@ impl Handler for Agent {
                 // Who does not listen any more does not mind.
                 let _ = events.blocking_send(event);
             });
-            if let Err(error) = result {
-                warn!("cannot list the live flows: {:#}", anyhow::Error::new(error));
+            match result {
+                Ok(()) => drop(events.blocking_send(Event::End)),
+                Err(error) => warn!("cannot list the live flows: {:#}", anyhow::Error::new(error)),
             }
         });
         listed

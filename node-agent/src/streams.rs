@@ -30,12 +30,16 @@ impl Stream {
         Self { to, unsent: protocol::encode(&Response { version, outcome: Outcome::Stream }) }
     }
 
-    /// Sends these, and says that they were all.
+    /// Sends these up to their end. Who does not come to an end has failed: then the stream breaks off.
     pub(crate) async fn all(mut self, mut events: mpsc::Receiver<Event>) -> io::Result<()> {
         while let Some(event) = events.recv().await {
+            if event == Event::End {
+                return self.end().await;
+            }
             self.push(&event).await?;
         }
-        self.end().await
+        self.flush().await?;
+        Err(io::ErrorKind::UnexpectedEof.into())
     }
 
     /// Sends these and then, if they are followed, what comes, until who looks goes away or `stop`.

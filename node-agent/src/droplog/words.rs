@@ -169,3 +169,155 @@ fn policy(direction: Direction, headers: &Headers, evaluator: &Evaluator<'_>) ->
         true => format!("denied then; now {}", side.explain(&flow)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use moat_manifests::Changes;
+    use moat_nfnetlink::conntrack::Detail;
+
+    use super::*;
+    use crate::podnet::Attachment;
+
+    const MANIFESTS: &str = "
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Node, metadata: {name: here}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {nodeName: here, containers: [{name: c, image: i}]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: api, namespace: shop, labels: {app: api}}, spec: {nodeName: here, containers: [{name: c, image: i}]}}
+- apiVersion: networking.k8s.io/v1
+  kind: NetworkPolicy
+  metadata: {name: api, namespace: shop}
+  spec:
+    podSelector: {matchLabels: {app: api}}
+    ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}]
+";
+
+    fn desired() -> Desired {
+        let attachment = |pod: &str, n| Attachment {
+            container_id: pod.into(),
+            ifname: "eth0".into(),
+            network: "moat".into(),
+            pod_namespace: "shop".into(),
+            pod_name: pod.into(),
+            pod_uid: None,
+            netns: "/netns".into(),
+            host_ifname: format!("moat{pod}"),
+            host_mac: [6; 6],
+            pod_mac: [2; 6],
+            v4: Some([10, 0, 0, n].into()),
+            v6: None,
+            mtu: 1500,
+        };
+        let mut desired = Desired::new("here".into(), [attachment("web", 1), attachment("api", 2)]);
+        let apply = moat_manifests::decode([("pods.yaml", MANIFESTS.as_bytes())]).unwrap().objects;
+        desired.start(Changes { apply, ..Changes::default() });
+        desired
+    }
+
+    fn line(point: DropPoint, from: [u8; 4], to: [u8; 4], carries: Carries, port: Option<u16>) -> Dropped {
+        let headers = Headers { source: Some(from.into()), destination: Some(to.into()), carries, port };
+        let kind = Kind { point, indev: Some(3), outdev: Some(4), headers };
+        let interfaces = Interfaces { indev: Some("moatweb".into()), outdev: Some("moatapi".into()) };
+        dropped(&kind, &interfaces, SystemTime::UNIX_EPOCH, &desired())
+    }
+
+    #[test]
+    fn who_whom_and_why() {
+        let (web, api, node, outside) = ([10, 0, 0, 1], [10, 0, 0, 2], [192, 168, 0, 1], [192, 0, 2, 1]);
+        let (tcp, icmp) = (Carries::Ip(6), Carries::Ip(1));
+        let denied = DropReason::Policy.on(Direction::Ingress);
+        let isolated = "shop/api is isolated for ingress by shop/api; nearest: shop/api ingress[0] allows";
+        let table = [
+            (
+                denied,
+                web,
+                api,
+                tcp,
+                Some(9090),
+                "shop/web -> shop/api",
+                format!("{isolated} 8080/TCP, not 9090/TCP"),
+            ),
+            (
+                denied,
+                outside,
+                api,
+                tcp,
+                Some(8080),
+                "192.0.2.1 -> shop/api",
+                format!("{isolated} it from pods app=web in namespace shop, not from 192.0.2.1"),
+            ),
+            (denied, web, api, icmp, None, "shop/web -> shop/api", format!("{isolated} 8080/TCP, not ICMP")),
+            // Allowed by the time that it is asked.
+            (
+                denied,
+                web,
+                api,
+                tcp,
+                Some(8080),
+                "shop/web -> shop/api",
+                "denied then; now shop/api ingress[0] allows it".to_owned(),
+            ),
+            (
+                DropReason::Tunnel.on(Direction::Egress),
+                web,
+                node,
+                Carries::Ip(17),
+                Some(4789),
+                "shop/web -> node here",
+                "it is for a tunnel's port, which is no pod's business".to_owned(),
+            ),
+        ];
+        for (point, from, to, carries, port, ends, why) in table {
+            let line = line(point, from, to, carries, port);
+            assert_eq!(format!("{} -> {}", line.source, line.destination), ends);
+            assert_eq!(line.explanation, why);
+            let pod = if point.direction == Direction::Egress { "shop/web" } else { "shop/api" };
+            assert_eq!((line.pod.as_deref(), &*line.node), (Some(pod), "here"));
+            assert_eq!(line.time, "1970-01-01T00:00:00.000000Z");
+        }
+        for point in DropPoint::all() {
+            let line = line(point, web, api, tcp, None);
+            assert!(!line.explanation.is_empty() && line.count == 1, "{point}");
+        }
+    }
+
+    #[test]
+    fn a_flow_through_a_service_is_between_its_ends() {
+        let tuple = |source: [u8; 4], destination: [u8; 4], ports: (u16, u16)| Tuple {
+            source: source.into(),
+            destination: destination.into(),
+            protocol: 6,
+            detail: Detail::Ports { source: ports.0, destination: ports.1 },
+        };
+        let flow = flows::LiveFlow {
+            original: tuple([10, 0, 0, 1], [10, 96, 0, 1], (40_000, 80)),
+            reply: tuple([10, 0, 0, 2], [10, 0, 0, 1], (9090, 40_000)),
+            source: None,
+            destination: None,
+            ruling: Ruling::Denied(DropReason::Policy.on(Direction::Ingress)),
+            revoked: true,
+            timeout: 10,
+        };
+        let live = Names::default().live(&flow, &desired());
+        assert_eq!(
+            (live.source.to_string(), live.destination.to_string()),
+            ("shop/web".into(), "shop/api".into())
+        );
+        assert_eq!((live.source_port, live.destination_port), (Some(40_000), Some(9090)));
+        assert_eq!(live.asked.as_deref(), Some("10.96.0.1:80"));
+        assert_eq!(
+            (live.allowed, live.revoked, live.reason.as_deref()),
+            (false, true, Some("policy-ingress"))
+        );
+        assert!(live.explanation.is_some_and(|why| why.ends_with("allows 8080/TCP, not 9090/TCP")));
+        let direct = flows::LiveFlow {
+            original: tuple([10, 0, 0, 1], [10, 0, 0, 2], (40_000, 9090)),
+            ruling: Ruling::Allowed,
+            revoked: false,
+            ..flow
+        };
+        let live = Names::default().live(&direct, &desired());
+        assert_eq!((live.asked, live.reason, live.explanation, live.allowed), (None, None, None, true));
+    }
+}
