@@ -294,6 +294,15 @@ impl State {
         plan
     }
 
+    /// The tables are not known to have been in force: any connection may be one that they deny. To be asked before they are
+    /// made right.
+    pub(crate) fn distrust(&mut self) {
+        self.concern.merge(Concern::all());
+        if self.followed {
+            self.fast = FastPath::Replies;
+        }
+    }
+
     fn take(&mut self, fast: FastPath, plan: &mut Plan) {
         if std::mem::replace(&mut self.fast, fast) != fast {
             let ChainRules { table, chain, rules } = layout::forward(&self.config, fast);

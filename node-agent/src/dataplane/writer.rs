@@ -319,14 +319,12 @@ impl Writer {
 
     /// Gives all connections the fast path.
     fn followed(&mut self) {
-        let state = self.state.clone();
-        let mut state = write(&state);
-        let plan = state.followed();
-        // Where a restoration is due, that brings it.
-        if self.restore_at.is_none() && !plan.is_empty() {
-            // An error has been told, and the time of the next try is set.
-            let _ = self.carry_out(&mut state, plan, &BTreeSet::new());
-            self.tell_closed(&state);
+        // Where a restoration is due, all connections are looked at once more behind it.
+        if self.restore_at.is_none() {
+            self.locked(|writer, state| {
+                let plan = state.followed();
+                writer.carry_out(state, plan, &BTreeSet::new())
+            });
         }
     }
 
@@ -363,6 +361,8 @@ impl Writer {
     /// Makes the tables right by listing them. If the kernel refuses something of it, that is closed, and the rest is put in
     /// force.
     fn make_right(&mut self, state: &mut State, suspects: &BTreeSet<NamespacedName>) -> Result<(), Error> {
+        // Whoever had the tables meanwhile may have let anything in.
+        state.distrust();
         let mut round = 0;
         let result = loop {
             let failed = match self.resync(state) {

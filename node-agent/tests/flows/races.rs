@@ -77,3 +77,33 @@ fn no_connection_slips_through_while_policy_flips() {
         assert!(w.flows().stats().cut() > 0);
     });
 }
+
+/// An outsider empties the tables. They are put back; what began meanwhile is looked at, though no policy has changed.
+#[test]
+fn what_began_while_the_tables_were_open_is_cut() {
+    privileged(|| {
+        let w = Watched::unguarded(&["a", "b"], &deny_to_b());
+        // Somebody else who tracks connections, so that they are tracked while the tables are open, too.
+        for line in [
+            "add table inet other",
+            "add chain inet other f { type filter hook forward priority 5 ; }",
+            "add rule inet other f ct state new accept",
+        ] {
+            w.node.command(&format!("nft {line}"));
+        }
+        let (a, b) = (w.v4("a"), w.v4("b"));
+        let server = w.holder(b).run(move || udp_socket(SocketAddr::new(b, 53)));
+        let client = w.pods["a"].space.run(move || udp_socket(SocketAddr::new(unspecified(b), 0)));
+        w.node.command("nft flush chain inet moat forward");
+        let mut buffer = [0; 16];
+        while server.recv_from(&mut buffer).is_err() {
+            assert_eq!(w.drops().values().sum::<u64>(), 0, "closed before anything began");
+            client.send_to(b"x", (b, 53)).expect("sent");
+        }
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !w.between(a, b).iter().all(|flow| flow.revoked) {
+            assert!(std::time::Instant::now() < deadline, "it lives on");
+            std::thread::yield_now();
+        }
+    });
+}

@@ -38,6 +38,14 @@ impl Watched {
         watched
     }
 
+    /// A node whose tables anybody may change.
+    pub(crate) fn unguarded(local: &[&str], policies: &str) -> Self {
+        let config = Config { followed: true, owner: false, ..Config::default() };
+        let mut watched = Self { flows: None, world: World::with(local, &[], policies, config) };
+        watched.follow();
+        watched
+    }
+
     /// A node on which somebody is to look after connections, and has not begun.
     pub(crate) fn unwatched(local: &[&str], remote: &[&str]) -> Self {
         Self::with(local, remote, "")
