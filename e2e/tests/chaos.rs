@@ -57,7 +57,7 @@ fn both_families_and_hosts_outside() {
 
 #[test]
 fn unguarded_tables_are_right_again_within_a_second() {
-    let flags = ["--seed", "4", "--for", "15s", "--no-owner", "--faults", "tables,policies"];
+    let flags = ["--seed", "4", "--for", "30s", "--no-owner", "--faults", "tables,policies"];
     let report = all_right("three-tier-web", &flags);
     assert!(report.restoring > 0, "{}", report.text());
 }
