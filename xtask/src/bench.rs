@@ -27,6 +27,8 @@ pub(crate) enum Bench {
     Crash,
     /// Until connections that are there follow a change, with 10,000 and 200,000 of them; root only
     Flows,
+    /// Starts of the data plane with 250 pods and 100,000 peers: how long, and how much memory; root only
+    Agent,
     /// From the rename of a manifest to the last packet let through, with the real agent
     Latency,
     /// The lab, all in one, with nine pods that serve three ports each over TCP and UDP
@@ -43,6 +45,7 @@ impl Bench {
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
             Bench::Crash => return crash(if quick { 64 } else { 1000 }),
             Bench::Flows => &["run", "--release", "-p", "moat-agent", "--example", "bench_flows"],
+            Bench::Agent => &["bench", "-p", "moat-agent", "--bench", "agent"],
             Bench::Latency if quick => &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"],
             Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
             Bench::Lab => return nine_pods(),
