@@ -198,7 +198,7 @@ impl World {
         self.cluster.apply(somebody("all", self.v6));
         let policy = self.cluster.commit().remove("node").unwrap_or_default();
         let all = self.dataplane.submit(Update { policy, ..Update::default() }).wait().expect("taken");
-        let [committed, _] = self.change(vec![nobody("one", Some("pod-1"))], &[]);
+        let [committed, _] = self.change(vec![elsewhere("one", "pod-1")], &[]);
         all.wait();
         self.change(vec![], &["one", "all"]);
         committed
@@ -269,6 +269,13 @@ fn somebody(name: &str, v6: bool) -> Object {
     let cidr = if v6 { "fd00:1::/64" } else { "10.1.0.0/16" }.parse().expect("a block");
     let block = moat_policies::Block::new(cidr, []).expect("a block");
     policy(name, None, vec![Rule { peers: Peers::Of(vec![Peer::Block(block)]), ports: Ports::Any }])
+}
+
+/// A policy that lets a pod talk to a block that nobody else may talk to: its program is another then.
+fn elsewhere(name: &str, app: &str) -> Object {
+    let cidr = "192.0.2.0/24".parse().expect("a block");
+    let block = moat_policies::Block::new(cidr, []).expect("a block");
+    policy(name, Some(app), vec![Rule { peers: Peers::Of(vec![Peer::Block(block)]), ports: Ports::Any }])
 }
 
 fn policy(name: &str, app: Option<&str>, egress: Vec<Rule>) -> Object {
