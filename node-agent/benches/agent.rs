@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use moat_agent::dataplane::{Config, Dataplane, LayoutConfig, LocalPod, Update};
 use moat_policies::{
-    Allow, AllowSet, Element, NamespacedName, PodPrograms, PortClass, PortRange, Program,
-    ProgramId, Protocol, SetChange, SetId, SetKind,
+    Allow, AllowSet, Element, NamespacedName, PodPrograms, PortClass, PortRange, Program, ProgramId,
+    Protocol, SetChange, SetId, SetKind,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -85,7 +85,8 @@ fn memory(field: &str) -> u64 {
 /// One start in the namespace that this process was born in: how long it took, and what it holds then.
 fn start(pods: u32, peers: u32) {
     let update = node(pods, peers);
-    let config = Config { layout: LayoutConfig { v6: false, ..LayoutConfig::default() }, ..Config::default() };
+    let config =
+        Config { layout: LayoutConfig { v6: false, ..LayoutConfig::default() }, ..Config::default() };
     let begin = Instant::now();
     let dataplane = Dataplane::start(config, &update).unwrap();
     let took = begin.elapsed();
@@ -118,7 +119,9 @@ fn main() {
         let sizes: Vec<u32> = sizes.split(' ').map(|n| n.parse().unwrap()).collect();
         return start(sizes[0], sizes[1]);
     }
-    println!("{PODS} pods, {PEERS} peers in one allow set, {PEERS_OF_EACH} in each of the others; {ROUNDS} starts each");
+    println!(
+        "{PODS} pods, {PEERS} peers in one allow set, {PEERS_OF_EACH} in each of the others; {ROUNDS} starts each"
+    );
     println!("{:<42} {:>10} {:>10} {:>12} {:>12}", "", "median ms", "most ms", "resident MB", "at most MB");
     let mut rows: BTreeMap<&str, Vec<Start>> = BTreeMap::new();
     for _ in 0..ROUNDS {

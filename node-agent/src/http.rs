@@ -61,9 +61,13 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(pages): State<Pages>) -> (StatusCode, String) {
-    let mut text = String::new();
-    match encode(&mut text, pages.metrics.registry()) {
-        Ok(()) => (StatusCode::OK, text),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+    // Some of the numbers are read from the kernel, by a thread that may wait.
+    let encoded = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        encode(&mut text, pages.metrics.registry()).map(|()| text)
+    });
+    match encoded.await {
+        Ok(Ok(text)) => (StatusCode::OK, text),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
     }
 }

@@ -138,13 +138,17 @@ fn ipv6(bytes: &[u8]) -> Option<Headers> {
             (0 | 43 | 60, [_, length, ..]) => (usize::from(*length) + 1) * 8,
             (51, [_, length, ..]) => (usize::from(*length) + 2) * 4,
             (44, [_, _, high, low, ..]) => {
-                first &= u16::from_be_bytes([*high, *low]) & 0xfff8 == 0;
+                first = u16::from_be_bytes([*high, *low]) & 0xfff8 == 0;
                 8
             }
             _ => break,
         };
         protocol = rest[0];
         rest = rest.get(length..).unwrap_or_default();
+        if !first {
+            // What follows is the middle of something, and no header.
+            break;
+        }
     }
     Some(Headers {
         source: Some(source),
@@ -191,7 +195,7 @@ mod tests {
         let with = |extension: &[u8]| [extension, &ports].concat();
         let arp = [&[0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1][..], &[10, 0, 0, 1], &[0; 6], &[10, 0, 0, 2]]
             .concat();
-        let table: [(u16, Vec<u8>, &str, Option<u16>); 14] = [
+        let table: [(u16, Vec<u8>, &str, Option<u16>); 15] = [
             (IPV4, v4(6, 0, 0, &ports), "TCP", Some(9090)),
             (IPV4, v4(17, 0x4000, 8, &ports), "UDP", Some(9090)),
             (IPV4, v4(132, 0x2000, 0, &ports), "SCTP", Some(9090)),
@@ -209,6 +213,7 @@ mod tests {
             ),
             (IPV6, v6(44, &with(&[17, 0, 0, 1, 0, 0, 0, 9])), "UDP", Some(9090)),
             (IPV6, v6(44, &with(&[17, 0, 0, 8, 0, 0, 0, 9])), "UDP", None),
+            (IPV6, v6(44, &with(&[60, 0, 0, 8, 0, 0, 0, 9, 6, 0, 0, 0, 0, 0, 0, 0])), "protocol 60", None),
             (IPV6, v6(60, &[]), "protocol 60", None),
             (ARP, arp, "ARP", None),
         ];
