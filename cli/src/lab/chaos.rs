@@ -54,6 +54,10 @@ pub(super) struct Args {
     /// Packets begun in a second, over all pairs; answers come on top
     #[arg(long, default_value_t = 300, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=5000))]
     rate: u32,
+    /// On a machine that is busy with other things: lengthen the 30 ms by the time that an agent waited for a processor,
+    /// and report how often and by how much
+    #[arg(long)]
+    allow_for_load: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -102,6 +106,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         kills: args.kills,
         kinds: args.faults.iter().filter_map(|f| f.kind()).collect(),
         rate: args.rate,
+        allow_for_load: args.allow_for_load,
     };
     let mut make = args.make.options()?;
     make.chaos = true;

@@ -41,8 +41,8 @@ impl Law {
             return *known;
         }
         self.ask(std::iter::once(flow));
-        // It was asked just now.
-        self.asked.get(&flow).copied().unwrap_or(Halves { egress: true, ingress: true })
+        // It was asked just now, and an address is always somebody's. In doubt nothing may pass.
+        self.asked.get(&flow).copied().unwrap_or(Halves { egress: false, ingress: false })
     }
 
     fn ask(&mut self, flows: impl Iterator<Item = FlowKey>) {

@@ -47,4 +47,6 @@ pub struct ChaosOptions {
     pub kinds: Vec<FaultKind>,
     /// How many packets a second are begun; answers come on top.
     pub rate: u32,
+    /// Whether a change has longer by the time that an agent waits for a processor meanwhile.
+    pub allow_for_load: bool,
 }

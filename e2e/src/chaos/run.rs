@@ -134,6 +134,7 @@ struct Run<'l> {
     retried: usize,
     edits: [usize; 2],
     no_nft: bool,
+    allow_for_load: bool,
 }
 
 impl<'l> Run<'l> {
@@ -177,6 +178,7 @@ impl<'l> Run<'l> {
             retried: 0,
             edits: [0; 2],
             no_nft: false,
+            allow_for_load: options.allow_for_load,
         };
         run.remember()?;
         Ok(run)
@@ -435,7 +437,8 @@ impl<'l> Run<'l> {
     ) -> Result<(), LabError> {
         change(&mut self.objects);
         let objects = Box::new(self.objects.clone());
-        let waits: Vec<_> = self.minds.iter().map(Mind::waits).collect();
+        let waits: Vec<_> =
+            self.minds.iter().map(|mind| self.allow_for_load.then(|| mind.waits())?).collect();
         let before = self.journal.clock.now();
         act(self.lab)?;
         let after = self.journal.clock.now();
