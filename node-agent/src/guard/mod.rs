@@ -18,7 +18,7 @@
 //! reach would keep every later agent from its tables.
 //!
 //! What the guard does not do: write, look into what it keeps, or know nftables. What agent and guard say to each other
-//! ([`wire`]) stays as it is from version to version: a new agent meets an old guard.
+//! (`wire.rs`) stays as it is from version to version: a new agent meets an old guard.
 
 mod holder;
 mod keeper;
