@@ -98,19 +98,17 @@ pub(crate) fn parse(link: &str, alias: &[u8]) -> Option<Alias> {
     let text = std::str::from_utf8(alias).ok()?;
     let (_, body) = text.strip_prefix(MAGIC)?.strip_prefix(' ')?.split_once(' ')?;
     let words: Vec<&str> = body.split(' ').collect();
-    if signed(link, body) != text || !words.iter().all(|word| is_word(word)) {
+    if text.len() > MAX_ALIAS || signed(link, body) != text || !words.iter().all(|word| is_word(word)) {
         return None;
     }
     match words[..] {
         ["closed"] => Some(Alias::Closed(Vec::new())),
-        ["closed", addresses] => {
-            addresses.split(',').map(|a| a.parse().ok()).collect::<Option<_>>().map(Alias::Closed)
-        }
+        ["closed", addresses] => listed(addresses).map(Alias::Closed),
         [container, ifname, addresses, pod, uid, network] => {
             let (pod_namespace, pod_name) = pod.split_once('/')?;
             let (mut v4, mut v6) = (None, None);
-            for address in addresses.split(',') {
-                match address.parse().ok()? {
+            for address in listed(addresses)? {
+                match address {
                     IpAddr::V4(address) => v4 = Some(address),
                     IpAddr::V6(address) => v6 = Some(address),
                 }
@@ -160,6 +158,12 @@ fn list(addresses: impl Iterator<Item = IpAddr>) -> String {
     addresses.map(|address| address.to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// The same, read: only as it is written.
+fn listed(text: &str) -> Option<Vec<IpAddr>> {
+    let addresses: Vec<IpAddr> = text.split(',').map(|a| a.parse().ok()).collect::<Option<_>>()?;
+    (list(addresses.iter().copied()) == text).then_some(addresses)
+}
+
 /// Whether it can stand between two spaces. What the specification and Kubernetes call names can.
 fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic())
@@ -189,6 +193,18 @@ mod tests {
             Alias::Pod(identity) => Some(identity.attachment(attachment.mtu)),
             Alias::Closed(_) => None,
         }
+    }
+
+    #[test]
+    fn what_moat_would_not_write_is_nobodys() {
+        let said = |container: &str, addresses: &str| {
+            let link = AttachmentKey::new(container, "eth0").host_ifname();
+            let body = format!("{container} eth0 {addresses} shop/web-0 - moat");
+            parse(&link, signed(&link, &body).as_bytes())
+        };
+        assert!(said("c0ffee", "10.1.0.5,fd00:1::5").is_some());
+        assert_eq!(said(&"c0ffee".repeat(40), "10.1.0.5"), None, "longer than the kernel takes");
+        assert_eq!(said("c0ffee", "10.1.0.5,fd00:1:0::5"), None, "not as it is printed");
     }
 
     const UID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
