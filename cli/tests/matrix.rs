@@ -99,7 +99,7 @@ fn an_input_that_is_wrong_has_no_answer() {
     }
     let run = moat_with(&["matrix", "-f", "-", "--port", "80"], "");
     assert_eq!(run.status, 2);
-    assert!(run.stderr.contains("no objects in -; -f takes files, or folders"), "{}", run.stderr);
+    assert!(run.stderr.contains("stdin: empty; nothing was piped in"), "{}", run.stderr);
 }
 
 #[test]

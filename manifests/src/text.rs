@@ -46,7 +46,10 @@ pub(crate) fn documents(file: &Arc<str>, bytes: &[u8]) -> Vec<Result<Document, E
     }
     // What a writer leaves that was stopped, or that had no room: a folder with it is not what somebody meant.
     if text.trim().is_empty() {
-        return no_text("empty; remove the file if it is to say nothing".to_string());
+        return no_text(match &**file {
+            "stdin" => "empty; nothing was piped in".to_string(),
+            _ => "empty; remove the file if it is to say nothing".to_string(),
+        });
     }
     let mut reader = Reader { file, documents: Vec::new(), count: 0 };
     if file.ends_with(".json") {
