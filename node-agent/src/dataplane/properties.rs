@@ -416,7 +416,7 @@ fn one_address_is_one_element() {
 #[test]
 fn another_verdict_is_a_deletion_and_an_addition() {
     let node = |program| Node {
-        pods: BTreeMap::from([(0, (program, None)), (1, (Some(0), Some(0)))]),
+        pods: BTreeMap::from([(0, (program, Some(0))), (1, (Some(0), Some(0)))]),
         local: BTreeMap::from([(0, 0), (1, 0)]),
         ..Node::default()
     };

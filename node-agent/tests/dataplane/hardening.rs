@@ -272,6 +272,24 @@ fn tcp_begins_at_its_beginning() {
     });
 }
 
+/// Else the answers of a connection that nobody tracks any more, and that policy denies, would open it the other way round.
+#[test]
+fn nobody_picks_up_a_connection_of_a_pod_that_is_isolated_on_its_other_side() {
+    privileged(|| {
+        let ingress = "{podSelector: {matchLabels: {app: b}}, ingress: [{}]}";
+        let egress = "{podSelector: {matchLabels: {app: c}}, policyTypes: [Egress], egress: [{}]}";
+        let w = World::new(&["a", "b", "c"], &[], &(policy("in", ingress) + &policy("out", egress)));
+        const ACK: u8 = 0x10;
+        for (a, b, c) in [(w.v4("a"), w.v4("b"), w.v4("c")), (w.v6("a"), w.v6("b"), w.v6("c"))] {
+            let mid = |direction| Dropped(DropReason::MidStream.on(direction));
+            assert_eq!(w.forge(From::Pod("b"), a, 6, tcp(b, a, 1000, 80, ACK)), mid(Egress));
+            assert_eq!(w.forge(From::Pod("a"), c, 6, tcp(a, c, 1001, 80, ACK)), mid(Ingress));
+            assert_eq!(w.tcp(From::Pod("b"), a, 80), Passed);
+            assert_eq!(w.tcp(From::Pod("a"), c, 80), Passed);
+        }
+    });
+}
+
 #[test]
 fn icmp_errors_about_the_own_flows_only() {
     privileged(|| {

@@ -32,7 +32,16 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
     match table {
         Table::Inet => {
             let (revoked, invalid) = (sides(DropReason::Revoked), sides(DropReason::Invalid));
-            chains.extend([to_pod(), stranger(), related(), revoked, invalid, irregular()]);
+            chains.extend([
+                open_ingress(),
+                to_pod(),
+                open_egress(),
+                stranger(),
+                related(),
+                revoked,
+                invalid,
+                irregular(),
+            ]);
             chains.extend([forward(config, fast), input()]);
         }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
@@ -170,6 +179,19 @@ fn to_pod() -> ChainRules {
             Rule::new().verdict(Verdict::Accept),
         ],
     )
+}
+
+/// To a pod that is isolated for egress only. Nobody may pick up a connection of an isolated pod in its middle, from
+/// either end: the kernel would take the one who answers for the one who asks, and carry the rest on.
+fn open_ingress() -> ChainRules {
+    let rules = vec![mid_stream(Direction::Ingress), Rule::new().verdict(Verdict::Accept)];
+    regular(Table::Inet, names::OPEN_INGRESS, rules)
+}
+
+/// From a pod that is isolated for ingress only.
+fn open_egress() -> ChainRules {
+    let rules = vec![mid_stream(EGRESS), Rule::new().verdict(Verdict::goto(names::TO_POD))];
+    regular(Table::Inet, names::OPEN_EGRESS, rules)
 }
 
 /// From an interface like a pod's, but not from a pod that we know: the interface is not known, or it is and the

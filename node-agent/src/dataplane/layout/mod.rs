@@ -121,7 +121,8 @@ impl PodVerdict {
             PodVerdict::Programs { ingress: Some(id), .. } => {
                 Verdict::goto(names::program(Direction::Ingress, id))
             }
-            PodVerdict::Programs { ingress: None, .. } => Verdict::Accept,
+            PodVerdict::Programs { ingress: None, egress: Some(_) } => Verdict::goto(names::OPEN_INGRESS),
+            PodVerdict::Programs { ingress: None, egress: None } => Verdict::Accept,
             PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Ingress).goto(),
         }
     }
@@ -131,7 +132,8 @@ impl PodVerdict {
             PodVerdict::Programs { egress: Some(id), .. } => {
                 Verdict::goto(names::program(Direction::Egress, id))
             }
-            PodVerdict::Programs { egress: None, .. } => Verdict::goto(names::TO_POD),
+            PodVerdict::Programs { egress: None, ingress: Some(_) } => Verdict::goto(names::OPEN_EGRESS),
+            PodVerdict::Programs { egress: None, ingress: None } => Verdict::goto(names::TO_POD),
             PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Egress).goto(),
         }
     }

@@ -14,6 +14,9 @@ pub(crate) const FORWARD: &str = "forward";
 pub(crate) const INPUT: &str = "input";
 /// Decides the ingress side: everything that is about to leave by a pod's host end comes here.
 pub(crate) const TO_POD: &str = "to-pod";
+/// The side on which a pod is not isolated that is isolated on the other.
+pub(crate) const OPEN_EGRESS: &str = "open-egress";
+pub(crate) const OPEN_INGRESS: &str = "open-ingress";
 /// From an interface like a pod's that is not known with this hardware address.
 pub(crate) const STRANGER: &str = "stranger";
 pub(crate) const IRREGULAR: &str = "irregular";
