@@ -68,8 +68,9 @@ fn config(version: &str, socket: &Path) -> Value {
 }
 
 /// Answers `count` requests with `answer`, and returns what was asked.
-fn listen(socket: &Path, count: usize, answer: &'static str) -> thread::JoinHandle<Vec<Value>> {
+fn listen(socket: &Path, count: usize, answer: &str) -> thread::JoinHandle<Vec<Value>> {
     let listener = UnixListener::bind(socket).unwrap();
+    let answer = answer.to_owned();
     thread::spawn(move || {
         (0..count)
             .map(|_| {
@@ -255,7 +256,8 @@ fn an_agent_that_dies_in_mid_answer_means_try_again() {
 fn an_agent_of_another_release_is_named_as_such() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("agent.sock");
-    let agent = listen(&socket, 1, "{\"version\":2,\"outcome\":{\"something\":{}}}\n");
+    let newer = format!("{{\"version\":{},\"outcome\":{{\"something\":{{}}}}}}\n", protocol::VERSION + 1);
+    let agent = listen(&socket, 1, &newer);
     let error = pod("ADD", &config("1.1.0", &socket).to_string()).fails_with(100);
     assert!(error["details"].as_str().unwrap().contains("the plugin is the older"), "{error}");
     assert_eq!(agent.join().unwrap()[0]["version"], protocol::OLDEST, "an older agent understands it");
