@@ -115,12 +115,23 @@ fn a_rule_that_somebody_opened_is_found_out() {
     assert!(first.what.contains("denied, but it arrived") && first.at > 0.0, "{first:?}");
 }
 
+/// How many packets the node of an agent has forwarded.
+fn forwarded(agent: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{agent}/net/snmp")).unwrap();
+    let lines: Vec<Vec<&str>> =
+        text.lines().filter(|l| l.starts_with("Ip:")).map(|l| l.split_whitespace().collect()).collect();
+    let column = lines[0].iter().position(|name| *name == "ForwDatagrams").unwrap();
+    lines[1][column].parse().unwrap()
+}
+
 #[test]
 fn ctrl_c_ends_it_with_a_report_of_the_time_until_then() {
     let _alone = ALONE.lock();
     let mut run = chaos("three-tier-web", &["--seed", "9", "--for", "10m", "--faults", "policies"]);
     let mut run = run.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let agents = under_way(run.id());
+    let before = forwarded(agents[0]);
+    common::eventually("packets", || forwarded(agents[0]) > before + 300);
     send(i32::try_from(run.id()).unwrap(), Signal::INT);
     let mut text = Vec::new();
     run.stdout.take().unwrap().read_to_end(&mut text).unwrap();
