@@ -20,6 +20,9 @@ pub(super) const CHUNK: usize = 512;
 /// handed over once.
 const FEW: usize = 2;
 
+/// So many buckets of the kernel's table are walked in the time in which one entry is handed over: 65 ns and about 2 µs.
+const BUCKETS_AN_ENTRY: u64 = 32;
+
 /// Looks at entries. Lives on one thread.
 #[derive(Debug)]
 pub(super) struct Looker {
@@ -75,7 +78,7 @@ impl Looker {
             }
         };
         let mut chunk = Vec::with_capacity(CHUNK);
-        let listed = filters(concern).iter().try_for_each(|filter| {
+        let listed = cheapest(filters(concern), TableSize::now()).iter().try_for_each(|filter| {
             dump.entries(filter, |entry| {
                 if concern.covers(entry.original.source, entry.reply.source) {
                     chunk.push(entry);
@@ -109,6 +112,36 @@ fn filters(concern: &Concern) -> Vec<Filter> {
         filters.push(Filter::of(Family::V6));
     }
     filters
+}
+
+/// How large the kernel's table is.
+#[derive(Debug, Clone, Copy)]
+struct TableSize {
+    /// Entries of this network namespace.
+    entries: u64,
+    /// Where entries of all network namespaces are kept.
+    buckets: u64,
+}
+
+impl TableSize {
+    fn now() -> Option<Self> {
+        let read = |name: &str| {
+            let text =
+                std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
+            text.trim().parse().ok()
+        };
+        Some(Self { entries: read("count")?, buckets: read("buckets")? })
+    }
+}
+
+/// Every dump is a walk through the whole table, however few entries it hands over: where there are few, one walk that
+/// hands all of them over is sooner done than several.
+fn cheapest(filters: Vec<Filter>, size: Option<TableSize>) -> Vec<Filter> {
+    let spared = (filters.len() as u64).saturating_sub(1);
+    match size {
+        Some(size) if size.entries * BUCKETS_AN_ENTRY < size.buckets * spared => vec![Filter::all()],
+        _ => filters,
+    }
 }
 
 /// The flow that an entry is of, as `forward` sees its first packet: it goes to whom the answers come from.
@@ -182,5 +215,21 @@ impl Hand {
         }
         FlowStats::count(&stats.forgotten, self.conntrack.delete(&delete)?.changed as u64);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_table_is_walked_once() {
+        let filters = || filters(&Concern::moved(["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]));
+        let size = |entries| Some(TableSize { entries, buckets: 262_144 });
+        assert_eq!(filters().len(), 3);
+        assert_eq!(cheapest(filters(), size(1_000)).len(), 1);
+        assert_eq!(cheapest(filters(), size(20_000)).len(), 3);
+        assert_eq!(cheapest(filters(), None).len(), 3);
+        assert_eq!(cheapest(vec![Filter::all()], size(0)).len(), 1);
     }
 }
