@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use moat_policies::{Endpoint, Family, Objects};
+use moat_policies::{Endpoint, Family, Objects, Protocol, Traffic};
 
 use super::clock::Moment;
 use super::law::{FlowKey, Halves, Law};
@@ -283,12 +283,25 @@ impl Judge {
                 self.report.wrong_allowed += 1;
                 self.wrong(sent, sent.before, from, "allowed, but it did not arrive".to_owned());
             }
+            (Outcome::Denied, Some(_)) if self.turned(sent.tuple, from, until) => self.report.turned += 1,
             (Outcome::Denied, Some(at)) => {
                 self.report.wrong_denied += 1;
                 let took = at.since(sent.before).as_secs_f64() * 1e3;
                 self.wrong(sent, sent.before, from, format!("denied, but it arrived {took:.1} ms later"));
             }
         }
+    }
+
+    /// Whether a UDP conversation may have been opened anew by the one who answers, which policy allows. The kernel forgets
+    /// connections while the tables are gone; the first packet after that tells who asks, and UDP has no other sign.
+    fn turned(&mut self, tuple: Tuple, from: Moment, until: Moment) -> bool {
+        let FlowKey { source, destination, traffic } = tuple.flow;
+        let Traffic::Port(Protocol::Udp, _) = traffic else { return false };
+        let Some(first) = self.histories.get(&tuple).map(|h| h.first) else { return false };
+        let damaged = self.ends(tuple.flow).any(|node| self.views[node].was_damaged(first - GRACE, until));
+        let traffic = Traffic::Port(Protocol::Udp, tuple.port);
+        let back = FlowKey { source: destination, destination: source, traffic };
+        damaged && !matches!(self.outcome(back, from, until), Outcome::Denied)
     }
 
     fn wrong(&mut self, sent: &Sent, at: Moment, from: Moment, what: String) {

@@ -57,6 +57,8 @@ pub struct ChaosReport {
     pub lengthened_max_ms: f64,
     /// Packets at nodes whose unguarded tables somebody had just changed.
     pub restoring: usize,
+    /// Packets of UDP conversations that the answering side may have opened anew, after the tables had been gone.
+    pub turned: usize,
     /// Packets that did not arrive on flows that had been denied before and were allowed again: they may go on, and need not.
     pub resumed: usize,
     /// Packets that had no way: a cut link, a pod that was away.
@@ -158,6 +160,7 @@ impl ChaosReport {
         }
         for (name, number, what) in [
             ("tables edited", self.restoring, "at nodes whose tables somebody had just changed"),
+            ("turned", self.turned, "UDP that its other end, which may, opened anew after tables were gone"),
             ("resumed", self.resumed, "lost on flows that were denied for a while: they need not go on"),
             ("no way", self.undeliverable, "a cut link, or a pod that was away"),
         ] {
