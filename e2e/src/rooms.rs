@@ -115,18 +115,9 @@ impl Rooms {
         }
         let mut failed = Ok(());
         for (name, mut room, add) in adds {
-            if let Some(add) = add {
-                match add.await.trying(|| "a task ended early".into()).flatten() {
-                    Ok(addresses) => room.addresses = addresses,
-                    Err(error) => {
-                        // As a runtime does: what an ADD left half done is for DEL to undo.
-                        if let Some(sandbox) = &room.sandbox {
-                            let _ = discard(sandbox).await;
-                        }
-                        failed = Err(error);
-                        continue;
-                    }
-                }
+            if let Err(error) = room.added(add).await {
+                failed = Err(error);
+                continue;
             }
             self.write_status(&name, &room)?;
             self.pods.insert(name, room);
@@ -171,17 +162,7 @@ impl Rooms {
     /// Adds a pod to its node's network, and tells nobody.
     pub(crate) async fn attach(&mut self, p: &Placed) -> Result<Vec<IpAddr>, LabError> {
         let (mut room, add) = self.start(p)?;
-        if let Some(add) = add {
-            match add.await.trying(|| "a task ended early".into()).flatten() {
-                Ok(addresses) => room.addresses = addresses,
-                Err(error) => {
-                    if let Some(sandbox) = &room.sandbox {
-                        let _ = discard(sandbox).await;
-                    }
-                    return Err(error);
-                }
-            }
-        }
+        room.added(add).await?;
         let addresses = room.addresses.clone();
         self.pods.insert(p.pod.name.clone(), room);
         Ok(addresses)
@@ -272,6 +253,26 @@ impl Rooms {
             target: room.space.thread_id(),
         });
         (nodes.collect(), pods.collect())
+    }
+}
+
+impl PodRoom {
+    /// Waits until its ADD, where it has one, is done, and takes the addresses that came of it.
+    async fn added(&mut self, add: Option<Adding>) -> Result<(), LabError> {
+        let Some(add) = add else { return Ok(()) };
+        match add.await.trying(|| "a task ended early".into()).flatten() {
+            Ok(addresses) => {
+                self.addresses = addresses;
+                Ok(())
+            }
+            Err(error) => {
+                // As a runtime does: what an ADD left half done is for DEL to undo.
+                if let Some(sandbox) = &self.sandbox {
+                    let _ = discard(sandbox).await;
+                }
+                Err(error)
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -16,7 +17,7 @@ use crate::flows::FlowNumbers;
 /// All numbers.
 pub struct Metrics {
     registry: Registry,
-    dataplane: Arc<OnceLock<Arc<Stats>>>,
+    dataplane: Arc<OnceLock<DataplaneNumbers>>,
     drops: Arc<OnceLock<DropNumbers>>,
     flows: Arc<OnceLock<FlowNumbers>>,
     attachments: Gauge,
@@ -45,7 +46,7 @@ impl Default for Metrics {
         let attachments = Gauge::default();
         registry.register("attachments", "Pod interfaces of this node", attachments.clone());
         let dataplane = Arc::new(OnceLock::new());
-        registry.register_collector(Box::new(DataplaneNumbers(dataplane.clone())));
+        registry.register_collector(Box::new(Later(dataplane.clone())));
         let drops = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Later(drops.clone())));
         let flows = Arc::new(OnceLock::new());
@@ -58,7 +59,7 @@ impl Metrics {
     /// The data plane has started, and these are its numbers.
     pub fn dataplane(&self, stats: Arc<Stats>) {
         // It starts once; a second call would change nothing.
-        let _ = self.dataplane.set(stats);
+        let _ = self.dataplane.set(DataplaneNumbers(stats));
     }
 
     /// The drop log has started, and these are its numbers.
@@ -75,7 +76,7 @@ impl Metrics {
 
     /// Whether the kernel does not hold what it is to hold.
     pub fn is_behind(&self) -> bool {
-        self.dataplane.get().is_some_and(|stats| stats.behind() > 0)
+        self.dataplane.get().is_some_and(|numbers| numbers.0.behind() > 0)
     }
 
     /// There are so many pod interfaces now.
@@ -99,18 +100,36 @@ impl<C: Collector> Collector for Later<C> {
     }
 }
 
-/// The data plane's own counters, read when somebody asks.
-struct DataplaneNumbers(Arc<OnceLock<Arc<Stats>>>);
-
-impl fmt::Debug for DataplaneNumbers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DataplaneNumbers")
+/// Encodes counters that somebody else keeps: name, help and value.
+pub(crate) fn encode_counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    counters: &[(&str, &str, u64)],
+) -> Result<(), fmt::Error> {
+    for (name, help, value) in counters {
+        let counter = ConstCounter::new(*value);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
     }
+    Ok(())
 }
+
+/// Encodes a gauge in seconds.
+pub(crate) fn encode_seconds(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: Duration,
+) -> Result<(), fmt::Error> {
+    let gauge = ConstGauge::new(value.as_secs_f64());
+    gauge.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), gauge.metric_type())?)
+}
+
+/// The data plane's own counters, read when somebody asks.
+#[derive(Debug)]
+struct DataplaneNumbers(Arc<Stats>);
 
 impl Collector for DataplaneNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Some(stats) = self.0.get() else { return Ok(()) };
+        let stats = &self.0;
         let counters = [
             ("dataplane_commits", "Commits that changed something", stats.commits()),
             ("dataplane_updates", "Updates that were submitted", stats.updates()),
@@ -128,15 +147,9 @@ impl Collector for DataplaneNumbers {
                 stats.restores(),
             ),
         ];
-        for (name, help, value) in counters {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
-        let seconds = |ns: u64| ns as f64 / 1e9;
-        let last = ConstGauge::new(seconds(stats.last_commit_ns()));
-        let name = "dataplane_last_commit";
-        let help = "How long the last commit took";
-        last.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), last.metric_type())?)?;
+        encode_counters(&mut encoder, &counters)?;
+        let last = Duration::from_nanos(stats.last_commit_ns());
+        encode_seconds(&mut encoder, "dataplane_last_commit", "How long the last commit took", last)?;
         let gauges = [
             ("dataplane_pods", "Pods in force", stats.pods()),
             (

@@ -12,6 +12,7 @@ use tracing::warn;
 use super::{DropLogError, DropLogStats};
 use crate::dataplane::DropCounters;
 use crate::desired::Desired;
+use crate::metrics::encode_counters;
 
 /// Reads the counters at each look.
 pub(crate) struct DropNumbers {
@@ -85,10 +86,6 @@ impl Collector for DropNumbers {
                 self.stats.overruns(),
             ),
         ];
-        for (name, help, value) in log {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
-        Ok(())
+        encode_counters(&mut encoder, &log)
     }
 }

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use crate::metrics::{encode_counters, encode_seconds};
 
 /// What has been done since the start. Shared; every number may be read at any time.
 #[derive(Debug, Default)]
@@ -98,13 +97,7 @@ impl Collector for FlowNumbers {
                 stats.forgotten(),
             ),
         ];
-        for (name, help, value) in counters {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
-        let last = ConstGauge::new(stats.last_look().as_secs_f64());
-        let help = "How long the last look took";
-        let name = "flows_last_look";
-        last.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), last.metric_type())?)
+        encode_counters(&mut encoder, &counters)?;
+        encode_seconds(&mut encoder, "flows_last_look", "How long the last look took", stats.last_look())
     }
 }
