@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use moat_policies::{
-    Block, Candidate, ContainerPort, Direction, Endpoint, Evaluator, Family, Flow, Matrix, Miss, Namespace,
-    NamespaceScope, NamespacedName, NetworkPolicy, Node, Object, Objects, Operator, Peer, Peers, Pod,
-    PortMatch, PortRef, Ports, Protocol, Reason, Requirement, Rule, Selector, Traffic, UnknownEndpoint,
-    Verdict,
+    Block, Candidate, Cluster, ContainerPort, Direction, Endpoint, Evaluator, Family, Flow, Key, Matrix,
+    Miss, Namespace, NamespaceScope, NamespacedName, NetworkPolicy, Node, Object, Objects, Operator, Peer,
+    Peers, Pod, PortMatch, PortRef, Ports, Protocol, Reason, Requirement, Rule, Selector, Traffic,
+    UnknownEndpoint, Verdict,
 };
 
 fn name(text: &str) -> NamespacedName {
@@ -486,6 +486,28 @@ fn a_host_network_pod_without_an_address_has_its_nodes() {
         Object::Policy(ingress("shop/in", "app=two", vec![peers(vec![block("172.16.0.1/32", &[])])])),
     ]);
     expect(&objects, "shop/late", "shop/two", tcp(80), YES);
+}
+
+#[test]
+fn who_knows_few_pods_knows_those_in_their_nodes_network_too() {
+    // Its status says another node's address: that is nobody's own node then.
+    let mut host = pod("shop/moved", "app=host", &["172.16.0.1"]);
+    host.host_network = true;
+    host.node = Some(Arc::from("n2"));
+    let objects = two_nodes([Object::Pod(host)]);
+    let mut cluster = Cluster::new();
+    objects.nodes().values().cloned().for_each(|n| cluster.apply(Object::Node(n)));
+    objects.policies().values().cloned().for_each(|p| cluster.apply(Object::Policy(p)));
+    objects.pods().values().cloned().for_each(|p| cluster.apply(Object::Pod(p)));
+    cluster.commit();
+    let flow = flow("172.16.0.1", "10.1.1.1", tcp(80));
+    let addresses = ["172.16.0.1".parse().unwrap(), "10.1.1.1".parse().unwrap()];
+    let verdict = |e: Evaluator<'_>| e.evaluate(&flow).unwrap().allowed;
+    assert!(!verdict(Evaluator::new(cluster.objects())));
+    assert!(!verdict(cluster.evaluator_of(&addresses)));
+    cluster.delete(&Key::Pod(NamespacedName::new("shop", "moved")));
+    cluster.commit();
+    assert!(verdict(cluster.evaluator_of(&addresses)));
 }
 
 #[test]

@@ -24,7 +24,7 @@ mod selector_index;
 mod sets;
 mod subjects;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ use hashbrown::HashSet;
 
 use self::compiler::Compiler;
 use crate::objects::Stored;
-use crate::{Evaluator, Key, NodeDelta, Object, Objects, Pod};
+use crate::{Evaluator, Key, NamespacedName, NodeDelta, Object, Objects, Pod};
 
 /// All objects, and what is compiled from them.
 ///
@@ -40,6 +40,8 @@ use crate::{Evaluator, Key, NodeDelta, Object, Objects, Pod};
 #[derive(Default)]
 pub struct Cluster {
     objects: Objects,
+    /// The pods in their node's network: nothing is compiled for them, and their addresses are nodes'.
+    host_pods: BTreeSet<NamespacedName>,
     compiler: Compiler,
 }
 
@@ -55,15 +57,11 @@ impl Cluster {
     }
 
     /// An evaluator for questions about pods and others with these addresses. It has not read all pods to know whose every
-    /// address is, as [`Evaluator::new`] does, so it is there at once in a large cluster, too; of pods in their node's
-    /// network it knows by their node's addresses.
+    /// address is, as [`Evaluator::new`] does, but only those around these addresses and those in their node's network: so it is
+    /// there at once in a large cluster, too.
     pub fn evaluator_of(&self, addresses: &[IpAddr]) -> Evaluator<'_> {
-        let pods: Vec<&Pod> = self
-            .compiler
-            .pods_around(addresses)
-            .into_iter()
-            .filter_map(|name| self.objects.pods().get(name))
-            .collect();
+        let names = self.compiler.pods_around(addresses).into_iter().chain(&self.host_pods);
+        let pods: Vec<&Pod> = names.filter_map(|name| self.objects.pods().get(name)).collect();
         Evaluator::who_knows(&self.objects, pods.into_iter())
     }
 
@@ -74,9 +72,15 @@ impl Cluster {
             Some(Stored::Namespace(namespace)) => {
                 self.compiler.describe_namespace(&namespace.name, Some(&namespace.labels));
             }
-            Some(Stored::Pod(pod)) if pod.host_network => self.compiler.remove_pod(&pod.name),
-            Some(Stored::Pod(pod)) => self.compiler.put_pod(pod),
-            Some(Stored::FinishedPod(name)) => self.compiler.remove_pod(&name),
+            Some(Stored::Pod(pod)) if pod.host_network => {
+                self.host_pods.insert(pod.name.clone());
+                self.compiler.remove_pod(&pod.name);
+            }
+            Some(Stored::Pod(pod)) => {
+                self.host_pods.remove(&pod.name);
+                self.compiler.put_pod(pod);
+            }
+            Some(Stored::FinishedPod(name)) => self.forget_pod(&name),
             Some(Stored::Policy(policy)) => self.compiler.put_policy(policy),
         }
     }
@@ -87,9 +91,14 @@ impl Cluster {
         match key {
             Key::Namespace(name) => self.compiler.describe_namespace(name, None),
             Key::Node(_) => {}
-            Key::Pod(name) => self.compiler.remove_pod(name),
+            Key::Pod(name) => self.forget_pod(name),
             Key::Policy(name) => self.compiler.remove_policy(name),
         }
+    }
+
+    fn forget_pod(&mut self, name: &NamespacedName) {
+        self.host_pods.remove(name);
+        self.compiler.remove_pod(name);
     }
 
     /// These objects are there, and no others.
