@@ -131,12 +131,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             },
         }
     };
+    let fingerprint = first.fingerprint.clone();
     let agent = Arc::new(start(&options, first, readiness, metrics).await?);
 
     let cni = CniServer::bind(&options.run_dir.join("agent.sock"))?;
     // Requests wait in the socket's queue from now on. Whoever found nobody listening before left a note.
     agent.work_off_notes().await;
     let cni = tokio::spawn(cni.serve(agent.clone(), stop.clone().cancelled_owned()));
+    // Only now: whoever is told so may send pods at once.
+    agent.readiness.applied(agent.readiness.reading(), fingerprint);
     info!(node = %options.node, "ready");
 
     // Without these threads policy is in force only by half, and nobody would see it. The next agent begins by making it right.
@@ -207,7 +210,6 @@ async fn start(
     metrics.flows(FlowNumbers(flows.stats().clone()));
     tell_closed(dataplane.closed(), readiness.clone());
     metrics.readings.inc();
-    readiness.applied(readiness.reading(), first.fingerprint);
     let followed = follow(readiness.clone());
     let desired = Arc::new(Mutex::new(desired));
     let droplog = DropLog::start(log, desired.clone()).context("cannot read the drop log")?;
