@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cargo bench -p moat-agent --bench cni_add
+//! cargo bench -p moat-agent --bench cni_add -- --quick
 //! ```
 //!
 //! "ADD" is the wall time of the plugin's process, as a runtime sees it, and "answered" until a TCP connection from an
@@ -32,12 +33,21 @@ use world::{Namespace, addresses, in_world};
 
 /// Pods on the node besides those that are measured.
 const PRESENT: usize = 100;
-const ROUNDS: usize = 200;
 /// The reference takes a second and more for IPv6: it waits for duplicate address detection.
 const SLOW_ROUNDS: usize = 10;
-/// How many ADDs there are at once, and how often.
+/// How many ADDs there are at once.
 const AT_ONCE: usize = 100;
-const BURSTS: usize = 5;
+
+/// How often something is measured.
+#[derive(Clone, Copy)]
+struct Runs {
+    rounds: usize,
+    /// Of 100 ADDs at once.
+    bursts: usize,
+}
+
+const ALL: Runs = Runs { rounds: 200, bursts: 5 };
+const QUICK: Runs = Runs { rounds: 40, bursts: 1 };
 
 const PORT: u16 = 7;
 const V4: &str = "10.1.0.0/23";
@@ -53,20 +63,21 @@ const POLICY: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy
 fn main() {
     in_world(|| {
         world::plugin_binary();
+        let runs = if std::env::args().any(|argument| argument == "--quick") { QUICK } else { ALL };
         println!("{PRESENT} pods present, every pod isolated for ingress by a policy; milliseconds");
         println!(
             "{:<30} {:>6} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}",
             "one at a time", "rounds", "ADD p50", "ADD p99", "answ. p50", "answ. p99", "DEL p50", "DEL p99"
         );
         for (family, cidrs) in [("IPv4", &[V4][..]), ("IPv6", &[V6][..]), ("dual stack", &[V4, V6][..])] {
-            one_at_a_time(family, cidrs);
+            one_at_a_time(family, cidrs, runs.rounds);
         }
         println!(
             "{:<30} {:>6} {:>9} {:>9} {:>9}",
             "100 at once", "ADDs", "answ. p50", "answ. p99", "all done"
         );
         for (family, cidrs) in [("IPv4", &[V4][..]), ("dual stack", &[V4, V6][..])] {
-            at_once(family, cidrs);
+            at_once(family, cidrs, runs.bursts);
         }
         if !Path::new(REFERENCE).join("ptp").exists() {
             println!("no {REFERENCE}/ptp: install containernetworking-plugins to compare");
@@ -90,7 +101,7 @@ impl Moat {
     fn new(cidrs: &[&str]) -> Self {
         let mut manifests = pod("peer");
         (0..PRESENT).for_each(|n| manifests.push_str(&pod(&format!("present{n}"))));
-        (0..ROUNDS.max(AT_ONCE)).for_each(|n| manifests.push_str(&pod(&format!("measured{n}"))));
+        (0..ALL.rounds.max(AT_ONCE)).for_each(|n| manifests.push_str(&pod(&format!("measured{n}"))));
         manifests.push_str(POLICY);
         let mut node = RealNode::new(cidrs, &manifests);
         node.start();
@@ -217,12 +228,12 @@ struct Times {
     del: Vec<Duration>,
 }
 
-fn one_at_a_time(family: &str, cidrs: &[&str]) {
+fn one_at_a_time(family: &str, cidrs: &[&str], most: usize) {
     let moat = Moat::new(cidrs);
     let reference = Reference::new(cidrs);
-    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), ROUNDS, Times::default())];
+    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), most, Times::default())];
     if let Some(reference) = &reference {
-        let rounds = if family == "IPv4" { ROUNDS } else { SLOW_ROUNDS };
+        let rounds = if family == "IPv4" { most } else { SLOW_ROUNDS };
         // With as few pods present where each takes seconds: it has no policy that would have to know them.
         let site = if family == "IPv4" {
             Site::new(reference)
@@ -233,7 +244,7 @@ fn one_at_a_time(family: &str, cidrs: &[&str]) {
         };
         sites.push((format!("ptp, host-local, {family}"), site, rounds, Times::default()));
     }
-    for n in 0..ROUNDS {
+    for n in 0..most {
         for (_, site, rounds, times) in &mut sites {
             if n >= *rounds {
                 continue;
@@ -257,14 +268,14 @@ fn one_at_a_time(family: &str, cidrs: &[&str]) {
     }
 }
 
-fn at_once(family: &str, cidrs: &[&str]) {
+fn at_once(family: &str, cidrs: &[&str], bursts_wanted: usize) {
     let moat = Moat::new(cidrs);
     let reference = Reference::new(cidrs).filter(|_| family == "IPv4");
     let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), Vec::new(), Vec::new())];
     if let Some(reference) = &reference {
         sites.push((format!("ptp, host-local, {family}"), Site::new(reference), Vec::new(), Vec::new()));
     }
-    for _ in 0..BURSTS {
+    for _ in 0..bursts_wanted {
         for (_, site, times, bursts) in &mut sites {
             let pods: Vec<_> = (0..AT_ONCE).map(|_| (site.pod_to_be(), site.sockets())).collect();
             let site: &Site<'_> = site;

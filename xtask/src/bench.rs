@@ -42,6 +42,7 @@ impl Bench {
             Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
             Bench::Datapath => &["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"],
             Bench::Drops => &["run", "--release", "-p", "moat-agent", "--example", "bench_drops"],
+            Bench::Cni if quick => &["bench", "-p", "moat-agent", "--bench", "cni_add", "--", "--quick"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
             Bench::Crash => return crash(if quick { 64 } else { 1000 }),
             Bench::Flows => &["run", "--release", "-p", "moat-agent", "--example", "bench_flows"],
