@@ -11,7 +11,10 @@ use moat_policies::{
 
 use super::ruleset::Ruleset;
 use super::sample::{self, Limits, Payload};
-use super::walk::{Outcome, Packet, WalkError, walk};
+use super::walk::{Outcome, Packet, WalkError, walk, walk_from};
+
+/// The chain that judges answers, while connections that are there already are judged anew. Tables of older layouts have none.
+const ANSWERS: &str = "answers";
 
 /// The interface that packets from and to everywhere else go through. No pod's begins so.
 const UPLINK: &str = "uplink0";
@@ -219,10 +222,15 @@ impl<'a> Comparison<'a> {
                 destination,
                 protocol: number(payload),
                 port: payload.port,
+                answer: false,
             };
-            let Outcome { accepted, path } = walk(self.ruleset, hook, &packet)?;
-            report.packets += 1;
-            if accepted != allowed {
+            let mut outcomes = vec![walk(self.ruleset, hook, &packet)?];
+            if hook == "forward" && self.ruleset.chains.contains_key(ANSWERS) {
+                outcomes.push(walk_from(self.ruleset, ANSWERS, &packet.answer())?);
+            }
+            report.packets += outcomes.len();
+            let wrong = outcomes.into_iter().find(|outcome| outcome.accepted != allowed);
+            if let Some(Outcome { path, .. }) = wrong {
                 report.differences.push(Difference {
                     source: self.name(source),
                     destination: self.name(destination),

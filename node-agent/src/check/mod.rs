@@ -5,8 +5,9 @@
 //!   manifests ──▶ Objects ──▶ evaluate ───────────────┴─ compare: every pod, direction, peers, port edges ──▶ Report
 //! ```
 //!
-//! An independent party: it shares no code with what writes the table. Of the table it knows nothing but what the kernel
-//! knows, which chains are hooked in where and what each expression means, and walks it packet by packet.
+//! An independent party: it shares no code with what writes the table. Of the table it knows what the kernel knows, which
+//! chains are hooked in where and what each expression means, and one name besides: that of the chain that answers go
+//! through while connections are judged anew. It walks the table packet by packet, each there and its answer back.
 
 mod compare;
 mod reader;

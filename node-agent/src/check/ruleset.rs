@@ -139,6 +139,10 @@ pub enum FieldKind {
     PortOf(u8),
     /// `th dport`: whatever stands where ports do.
     Port,
+    /// `tcp sport` and the like.
+    SourcePortOf(u8),
+    /// `th sport`
+    SourcePort,
     /// `tcp flags`
     TcpFlags,
     /// `icmp type`, `icmpv6 type` (the protocol's number).
@@ -202,7 +206,11 @@ impl FieldKind {
             FieldKind::IcmpType(protocol) => Type::IcmpType(protocol),
             FieldKind::CtState => Type::CtState,
             FieldKind::CtDirection => Type::CtDirection,
-            FieldKind::PortOf(_) | FieldKind::Port | FieldKind::CtMark => Type::Number,
+            FieldKind::PortOf(_)
+            | FieldKind::Port
+            | FieldKind::SourcePortOf(_)
+            | FieldKind::SourcePort
+            | FieldKind::CtMark => Type::Number,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::ruleset::{Datum, Field, FieldKind, Right, Ruleset, Statement, Verdict
 /// The kernel refuses rulesets whose jumps go deeper.
 const JUMP_DEPTH: usize = 16;
 
-/// The first packet of a connection, as a hook sees it.
+/// The first packet of a connection, or the answer to it, as a hook sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
     /// The interface it came in by.
@@ -22,8 +22,25 @@ pub struct Packet {
     pub destination: IpAddr,
     /// Its IP protocol.
     pub protocol: u8,
-    /// What stands where a destination port does; `None` where the payload is too short to hold one.
+    /// What stands where the port does that the connection goes to; `None` where the payload is too short to hold one.
     pub port: Option<u16>,
+    /// Whether it is the answer: then that port is its source's.
+    pub answer: bool,
+}
+
+impl Packet {
+    /// The answer to this one. Its sender's hardware address is not known.
+    pub(super) fn answer(&self) -> Packet {
+        Packet {
+            iif: self.oif.clone(),
+            ether: [0; 6],
+            oif: self.iif.clone(),
+            source: self.destination,
+            destination: self.source,
+            answer: !self.answer,
+            ..*self
+        }
+    }
 }
 
 /// What became of a packet, and the rules that did it.
@@ -73,6 +90,13 @@ pub fn walk(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Result<Outcome, W
         }
     }
     Ok(outcome)
+}
+
+/// Walks a packet through one chain, which nothing need lead to just now. Accepted: it is not dropped.
+pub(super) fn walk_from(ruleset: &Ruleset, name: &str, packet: &Packet) -> Result<Outcome, WalkError> {
+    let mut path = Vec::new();
+    let end = chain(ruleset, name, packet, 0, &mut path)?;
+    Ok(Outcome { accepted: !matches!(end, End::Drop), path })
 }
 
 /// How a walk through one chain ended.
@@ -154,7 +178,7 @@ fn read(packet: &Packet, fields: &[Field]) -> Option<Vec<Datum>> {
     fields.iter().map(|f| field(packet, f)).collect()
 }
 
-/// What a packet that opens a connection has in a field: conntrack knows it as new and without a mark, and a TCP one
+/// What a packet has in a field. One that opens a connection is known to conntrack as new and without a mark, and a TCP one
 /// carries SYN alone.
 fn field(packet: &Packet, field: &Field) -> Option<Datum> {
     let v4 = |a: IpAddr| match a {
@@ -165,7 +189,8 @@ fn field(packet: &Packet, field: &Field) -> Option<Datum> {
         IpAddr::V6(a) => Some(a.to_bits()),
         IpAddr::V4(_) => None,
     };
-    let tuple_source = |reply: bool| if reply { packet.destination } else { packet.source };
+    let tuple_source = |reply: bool| if reply == packet.answer { packet.source } else { packet.destination };
+    let port = |answer: bool| packet.port.filter(|_| packet.answer == answer).map(u128::from);
     let number = match field.kind {
         FieldKind::InName => return Some(Datum::Name(packet.iif.clone())),
         FieldKind::OutName => return Some(Datum::Name(packet.oif.clone())),
@@ -176,14 +201,18 @@ fn field(packet: &Packet, field: &Field) -> Option<Datum> {
         FieldKind::Destination4 => v4(packet.destination),
         FieldKind::Source6 => v6(packet.source),
         FieldKind::Destination6 => v6(packet.destination),
-        FieldKind::Port => packet.port.map(u128::from),
-        FieldKind::PortOf(p) => packet.port.filter(|_| packet.protocol == p).map(u128::from),
-        FieldKind::TcpFlags => (packet.protocol == 6).then_some(0x02),
-        // Echo requests: the ICMP that is no error.
-        FieldKind::IcmpType(1) => (packet.protocol == 1).then_some(8),
-        FieldKind::IcmpType(_) => (packet.protocol == 58).then_some(128),
-        FieldKind::CtState => Some(8),
-        FieldKind::CtMark | FieldKind::CtDirection => Some(0),
+        FieldKind::Port => port(false),
+        FieldKind::PortOf(p) => port(false).filter(|_| packet.protocol == p),
+        FieldKind::SourcePort => port(true),
+        FieldKind::SourcePortOf(p) => port(true).filter(|_| packet.protocol == p),
+        // SYN; SYN and ACK.
+        FieldKind::TcpFlags => (packet.protocol == 6).then_some(if packet.answer { 0x12 } else { 0x02 }),
+        // Echo requests and their answers: the ICMP that is no error.
+        FieldKind::IcmpType(1) => (packet.protocol == 1).then_some(if packet.answer { 0 } else { 8 }),
+        FieldKind::IcmpType(_) => (packet.protocol == 58).then_some(if packet.answer { 129 } else { 128 }),
+        FieldKind::CtState => Some(if packet.answer { 2 } else { 8 }),
+        FieldKind::CtDirection => Some(u128::from(packet.answer)),
+        FieldKind::CtMark => Some(0),
         FieldKind::CtSource4 { reply } => v4(tuple_source(reply)),
         FieldKind::CtSource6 { reply } => v6(tuple_source(reply)),
     };
@@ -204,6 +233,7 @@ mod tests {
             destination: "10.0.0.2".parse().unwrap(),
             protocol,
             port,
+            answer: false,
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use moat_policies::{Allow, NamespacedName, Program, ProgramId, SetId};
+use moat_policies::{self as policies, Allow, Excess, NamespacedName, Program, ProgramId, SetId};
 
 /// What one pod, one policy and the node may ask of the kernel. Beyond that the subject is closed: one namespace's policies
 /// must not slow down, or keep from the kernel, those of all others.
@@ -21,6 +21,17 @@ pub struct Limits {
     /// Elements of all allow sets of the node. The largest are left out first.
     pub elements: usize,
 }
+
+impl Limits {
+    /// What the engine is not to work out.
+    pub fn of_the_engine(&self) -> policies::Limits {
+        policies::Limits { classes: self.classes, work: self.classes.saturating_mul(WORK_OF_A_CLASS) }
+    }
+}
+
+/// So much work on each class that may be: the defaults together allow a merged list of prefixes for each that is as long as
+/// would fit in the node's allow sets if all classes had one. Docs: how long that takes.
+const WORK_OF_A_CLASS: usize = 8192;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -35,6 +46,8 @@ pub(crate) enum Reason {
     Refused(Arc<str>),
     /// A program has too many port classes.
     Classes { count: usize, limit: usize },
+    /// The engine did not work a program out.
+    Excess(Excess),
     /// An allow set has too many prefixes.
     Prefixes { count: usize, limit: usize },
     /// An allow set does not fit on the node any more.
@@ -48,6 +61,13 @@ impl fmt::Display for Reason {
             Reason::Classes { count, limit } => write!(
                 f,
                 "policy distinguishes {count} classes of ports for it, and --max-classes-per-pod is {limit}"
+            ),
+            Reason::Excess(Excess::Classes(limit)) => {
+                write!(f, "policy distinguishes more classes of ports for it than --max-classes-per-pod {limit}")
+            }
+            Reason::Excess(Excess::Work(_)) => f.write_str(
+                "its policies overlap on too many ports, with too many peers, to be worked out; --max-classes-per-pod raises \
+                 this limit too",
             ),
             Reason::Prefixes { count, limit } => write!(
                 f,

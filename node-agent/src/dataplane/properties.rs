@@ -47,12 +47,12 @@ fn program(number: u8) -> Arc<Program> {
                 class(vec![tcp(1), tcp(3), tcp(5)], set(1)),
                 class(vec![port(Protocol::Udp, 0, u16::MAX)], Allow::Everyone),
             ],
-            named: None,
+            ..Program::default()
         },
         _ => Program {
             classes: vec![class([1, 3, 5, 7].map(tcp).to_vec(), set(0))],
             named: Some(SetId([3; 16])),
-            every: None,
+            ..Program::default()
         },
     })
 }
@@ -422,16 +422,18 @@ fn another_verdict_is_a_deletion_and_an_addition() {
     };
     let mut state = state_of(&node(None));
     let plan = state.advance(&node(None).update_to(&node(Some(0))));
-    let ops: Vec<&str> = plan
+    let ops: Vec<(&str, &str)> = plan
         .commit
         .iter()
         .map(|op| match op {
-            Op::DeleteElements(_, set, e) if &**set.name() == "to_pod" && e.len() == 1 => "delete",
-            Op::AddElements(_, set, e) if &**set.name() == "to_pod" && e.len() == 1 => "add",
+            Op::DeleteElements(_, set, e) if e.len() == 1 => ("delete", &**set.name()),
+            Op::AddElements(_, set, e) if e.len() == 1 => ("add", &**set.name()),
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(ops, ["delete", "add"]);
+    // To it, and its answers.
+    let both = |verb| [(verb, "to_pod"), (verb, "answers_from")];
+    assert_eq!(ops, [both("delete"), both("add")].concat());
     assert!(plan.stage.is_empty(), "the chain is there already, for the other pod");
     assert_eq!(plan.transactions().len(), 1);
 }

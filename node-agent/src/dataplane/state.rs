@@ -105,7 +105,7 @@ impl State {
         Self {
             config,
             followed,
-            fast: if followed { FastPath::Replies } else { FastPath::All },
+            fast: if followed { FastPath::Shut } else { FastPath::Open },
             limits,
             closings: Closings::default(),
             absent: BTreeSet::new(),
@@ -194,8 +194,8 @@ impl State {
         }
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };
-            let chains = objects.classes.into_iter().chain([objects.chain]).map(|c| c.chain.name);
-            let all = chains.chain(objects.map.map(|(map, _)| map.name().clone()));
+            let chains = objects.classes.into_iter().chain(objects.chains).map(|c| c.chain.name);
+            let all = chains.chain(objects.maps.into_iter().map(|(map, _)| map.name().clone()));
             names.extend(all.map(|name| ((Table::Inet, name), Subject::Program(id))));
         }
         for (name, applied) in &self.applied {
@@ -281,7 +281,7 @@ impl State {
             }
         }
         if self.followed && !plan.is_empty() && self.concern.is_about_others() {
-            self.take(FastPath::Replies, &mut plan);
+            self.take(FastPath::Shut, &mut plan);
         }
         plan.commit.extend(last);
         plan
@@ -290,7 +290,7 @@ impl State {
     /// Every connection's mark says what is in force: all of them may take the fast path.
     pub(crate) fn followed(&mut self) -> Plan {
         let mut plan = Plan::default();
-        self.take(FastPath::All, &mut plan);
+        self.take(FastPath::Open, &mut plan);
         plan
     }
 
@@ -299,7 +299,7 @@ impl State {
     pub(crate) fn distrust(&mut self) {
         self.concern.merge(Concern::all());
         if self.followed {
-            self.fast = FastPath::Replies;
+            self.fast = FastPath::Shut;
         }
     }
 
@@ -366,8 +366,13 @@ impl State {
     fn limit(&mut self) -> bool {
         let Limits { classes, prefixes, elements } = self.limits;
         let mut limited = BTreeMap::new();
-        for (id, program) in self.programs.iter().filter(|(_, p)| p.classes.len() > classes) {
-            let reason = Reason::Classes { count: program.classes.len(), limit: classes };
+        for (id, program) in &self.programs {
+            let count = program.classes.len();
+            let reason = match program.excess {
+                Some(excess) => Reason::Excess(excess),
+                None if count > classes => Reason::Classes { count, limit: classes },
+                None => continue,
+            };
             limited.insert(Subject::Program(*id), reason);
         }
         for (id, set) in self.sets.iter().filter(|(_, s)| s.prefixes.len() > prefixes) {
@@ -605,19 +610,23 @@ impl State {
             for chain in objects.classes {
                 add_chain(&mut plan.stage, chain);
             }
-            if let Some((map, elements)) = objects.map {
+            for (map, elements) in objects.maps {
                 plan.stage.push(Op::AddSet(Table::Inet, map.clone()));
                 plan.stage.push(Op::AddElements(Table::Inet, map, elements));
             }
-            add_chain(&mut plan.stage, objects.chain);
+            for chain in objects.chains {
+                add_chain(&mut plan.stage, chain);
+            }
         }
         // The reverse order, and before the sets that they look into.
         let mut deletions = Vec::new();
         for &(direction, id) in before.iter().filter(|(p, n)| **n > 0 && !now(p)).map(|(p, _)| p) {
             let Some(objects) = self.objects(direction, id) else { continue };
-            deletions.push(Op::DeleteChain(Table::Inet, objects.chain.chain.name));
-            deletions.extend(objects.map.map(|(map, _)| Op::DeleteSet(Table::Inet, map.name().clone())));
-            deletions.extend(objects.classes.into_iter().map(|c| Op::DeleteChain(Table::Inet, c.chain.name)));
+            let delete = |c: ChainRules| Op::DeleteChain(Table::Inet, c.chain.name);
+            deletions.extend(objects.chains.into_iter().map(delete));
+            let maps = objects.maps.into_iter();
+            deletions.extend(maps.map(|(map, _)| Op::DeleteSet(Table::Inet, map.name().clone())));
+            deletions.extend(objects.classes.into_iter().map(delete));
         }
         last.splice(0..0, deletions);
     }
@@ -654,8 +663,9 @@ impl State {
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };
             content.chains.extend(objects.classes);
-            content.sets.extend(objects.map.map(|(map, elements)| (Table::Inet, map, elements)));
-            content.chains.push(objects.chain);
+            let maps = objects.maps.into_iter();
+            content.sets.extend(maps.map(|(map, elements)| (Table::Inet, map, elements)));
+            content.chains.extend(objects.chains);
         }
         let veths = self.applied.values().filter_map(Applied::veth);
         content.chains.extend(veths.map(|(ifname, local)| layout::veth_chain(ifname, local)));

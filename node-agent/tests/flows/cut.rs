@@ -231,7 +231,8 @@ fn at_the_start_all_connections_are_looked_at() {
     });
 }
 
-/// Before anybody has looked: who opened a connection finds it cut at the very commit, and then so does who answers.
+/// Before anybody has looked: whoever speaks first finds a denied connection cut at the very commit, and one that is
+/// allowed again goes on.
 #[test]
 fn the_kernel_itself_cuts_until_connections_have_been_looked_at() {
     privileged(|| {
@@ -258,6 +259,59 @@ fn the_kernel_itself_cuts_until_connections_have_been_looked_at() {
             }
             w.apply_only(&policy("only-c", "{podSelector: {matchLabels: {app: b}}, ingress: [{}]}"));
             cut.iter_mut().take(2).for_each(|c| c.arrives(There));
+        }
+    });
+}
+
+/// The same for those who answer, each half of a policy by itself: nothing but answers is sent, and nobody looks.
+#[test]
+fn answers_alone_are_cut_by_the_commit_itself() {
+    privileged(|| {
+        let mut w = Watched::unwatched(&["a", "b", "c"], &["r"]);
+        let ingress = "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: {app: c}}}],
+              ports: [{port: 80, endPort: 89}, {port: 7, endPort: 8, protocol: UDP}]}]}";
+        let egress =
+            "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [{podSelector: {
+              matchLabels: {app: c}}}], ports: [PORTS]}]}";
+        let inline = egress.replace("PORTS", "{port: 80}, {port: 7, protocol: UDP}");
+        let mapped =
+            egress.replace("PORTS", "{port: 80}, {port: 1}, {port: 3}, {port: 5}, {port: 7, protocol: UDP}");
+        for (b, r) in [(w.v4("b"), w.v4("r")), (w.v6("b"), w.v6("r"))] {
+            let (a, c) = (w.same("a", b), w.same("c", b));
+            let udp = |w: &Watched, from, to, port| Connection::udp(w, from, SocketAddr::new(to, port), None);
+            let tcp = |w: &Watched, from, to, port| Connection::tcp(w, from, SocketAddr::new(to, port), None);
+            let mut by_ingress = [
+                udp(&w, From::Pod("a"), b, 7),
+                tcp(&w, From::Pod("a"), b, 80),
+                // Who may, elsewhere; and who may not, from outside.
+                udp(&w, From::Pod("c"), b, 9),
+                tcp(&w, From::Pod("c"), b, 90),
+                udp(&w, From::Outside(r), b, 10),
+                tcp(&w, From::Outside(r), b, 81),
+                Connection::raw(&w, From::Pod("c"), [c, b]),
+            ];
+            let mut by_egress = [
+                udp(&w, From::Pod("a"), b, 17),
+                udp(&w, From::Pod("a"), r, 7),
+                tcp(&w, From::Pod("a"), r, 80),
+                udp(&w, From::Pod("a"), c, 9),
+                tcp(&w, From::Pod("a"), c, 81),
+                Connection::raw(&w, From::Pod("a"), [a, r]),
+            ];
+            let mut kept = [udp(&w, From::Pod("c"), b, 8), tcp(&w, From::Pod("c"), b, 82)];
+            let mut kept_by_egress = [udp(&w, From::Pod("a"), c, 7), tcp(&w, From::Pod("a"), c, 80)];
+            let mut judged = |spec: &str, cut: &mut [Connection], kept: &mut [Connection]| {
+                w.apply_only(&policy("only", spec));
+                // Before anything is dropped, so that what is counted there is not taken for theirs.
+                kept.iter_mut().for_each(|c| each_way(c, &w, true));
+                cut.iter_mut().for_each(|c| assert!(!c.passes(&w, Back)));
+                kept.iter_mut().for_each(|c| c.arrives(Back));
+                w.apply_only(&policy("only", "{podSelector: {matchLabels: {app: d}}}"));
+                cut.iter_mut().for_each(|c| c.arrives(Back));
+            };
+            judged(ingress, &mut by_ingress, &mut kept);
+            judged(&inline, &mut by_egress, &mut kept_by_egress);
+            judged(&mapped, &mut by_egress, &mut kept_by_egress);
         }
     });
 }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use moat_nfnetlink::conntrack::{Conntrack, Filter};
+
 use crate::connection::Connection;
 use crate::connection::Way::{Back, There};
 use crate::cut::{deny_to_b, policy};
@@ -82,23 +84,81 @@ fn flows_through_a_service_are_cut_where_they_really_go() {
     });
 }
 
+/// Until somebody has looked, too: an answer comes from where the connection really went.
+#[test]
+fn answers_through_a_service_are_cut_by_the_commit_itself() {
+    privileged(|| {
+        let mut w = Watched::unwatched(&["a", "b"], &["r"]);
+        service(&w, "b");
+        for (vip, b) in [("10.96.0.1", w.v4("b")), ("fd96::1", w.v6("b"))] {
+            let (to, at) = (SocketAddr::new(vip.parse().unwrap(), 80), Some(SocketAddr::new(b, 8080)));
+            let mut all = vec![
+                Connection::udp(&w, From::Pod("a"), to, at),
+                Connection::tcp(&w, From::Pod("a"), to, at),
+                Connection::tcp(&w, From::Outside(w.same("r", b)), to, at),
+            ];
+            if b.is_ipv4() {
+                all.push(Connection::tcp(&w, From::Outside([192, 168, 0, 2].into()), to, at));
+            }
+            let front = |port: u16, who: &str| {
+                let ports = format!("[{{port: {port}}}, {{port: {port}, protocol: UDP}}]");
+                policy(
+                    "front",
+                    &format!(
+                        "{{podSelector: {{matchLabels: {{app: b}}}}, ingress: [{{{who}ports: {ports}}}]}}"
+                    ),
+                )
+            };
+            // The Service's own port is open, the one behind it is not.
+            w.apply_only(&front(80, ""));
+            all.iter_mut().for_each(|c| assert!(!c.passes(&w, Back)));
+            w.apply_only(&front(8080, ""));
+            all.iter_mut().for_each(|c| c.arrives(Back));
+            // Not the node, which outside clients are masqueraded as, but they themselves.
+            w.apply_only(&front(
+                8080,
+                "from: [{ipBlock: {cidr: 192.168.0.2/32}}, {podSelector: {matchLabels: {app: a}}}], ",
+            ));
+            assert!(!all[2].passes(&w, Back));
+            all.iter_mut().skip(3).for_each(|c| c.arrives(Back));
+            all[..2].iter_mut().for_each(|c| c.arrives(Back));
+            w.apply_only(&front(8080, ""));
+            // From a's side: the Service's address is nobody's, b's is b's.
+            let out = "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [PEER]}]}";
+            let block = if b.is_ipv4() { "10.96.0.0/16" } else { "fd96::/16" };
+            w.apply_only(&policy("out", &out.replace("PEER", &format!("{{ipBlock: {{cidr: '{block}'}}}}"))));
+            all[..2].iter_mut().for_each(|c| assert!(!c.passes(&w, Back)));
+            w.apply_only(&policy("out", &out.replace("PEER", "{podSelector: {matchLabels: {app: b}}}")));
+            all.iter_mut().for_each(|c| c.arrives(Back));
+            w.apply_only(&policy("out", &out.replace("[{to: [PEER]}]", "[{}]")));
+        }
+    });
+}
+
 /// A pod that reaches itself through a Service is not cut: it always reaches itself.
 #[test]
 fn a_pod_to_itself_through_a_service() {
     privileged(|| {
-        let mut w = Watched::new(&["b"], &[], "");
-        service(&w, "b");
-        w.node.command("sysctl -qw net.ipv4.conf.all.send_redirects=0");
-        let to = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
-        let at = Some(SocketAddr::new(w.v4("b"), 8080));
-        let mut itself =
-            [Connection::udp(&w, From::Pod("b"), to, at), Connection::tcp(&w, From::Pod("b"), to, at)];
-        w.apply(&policy("none", "{podSelector: {}, policyTypes: [Ingress, Egress]}"));
-        for connection in &mut itself {
-            assert!(connection.passes(&w, There));
-            assert!(connection.passes(&w, Back));
-        }
-        w.apply(&deny_to_b());
-        assert!(w.between(w.v4("b"), w.v4("b")).iter().all(|f| !f.revoked));
+        to_itself(Watched::new(&["b"], &[], ""), Watched::apply);
+        to_itself(Watched::unwatched(&["b"], &[]), Watched::apply_only);
     });
+}
+
+fn to_itself(mut w: Watched, apply: fn(&mut Watched, &str)) {
+    service(&w, "b");
+    w.node.command("sysctl -qw net.ipv4.conf.all.send_redirects=0");
+    let to = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
+    let at = Some(SocketAddr::new(w.v4("b"), 8080));
+    let mut itself =
+        [Connection::udp(&w, From::Pod("b"), to, at), Connection::tcp(&w, From::Pod("b"), to, at)];
+    apply(&mut w, &policy("none", "{podSelector: {}, policyTypes: [Ingress, Egress]}"));
+    for connection in &mut itself {
+        assert!(connection.passes(&w, There));
+        assert!(connection.passes(&w, Back));
+    }
+    apply(&mut w, &deny_to_b());
+    let mut marks = Vec::new();
+    let mut conntrack = w.node.run(Conntrack::open).unwrap();
+    conntrack.entries(&Filter::opened_by(w.v4("b")), |e| marks.push(e.mark)).unwrap();
+    assert_eq!(marks, [0, 0]);
 }

@@ -5,6 +5,7 @@ use moat_nfnetlink::nft::{
     Statement, UserData, Value, Verdict, ct_state,
 };
 
+use super::answers;
 use super::drops::{DropPoint, DropReason};
 use super::names::{self, PodSet, Table};
 use super::{ChainRules, FastPath, LayoutConfig, TUNNEL_PORT, USERDATA_VERSION, VERSION};
@@ -42,6 +43,7 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
                 invalid,
                 irregular(),
             ]);
+            chains.extend(answers::chains(config));
             chains.extend([forward(config, fast), input()]);
         }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
@@ -49,12 +51,12 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
     chains
 }
 
-fn regular(table: Table, name: &'static str, rules: Vec<Rule>) -> ChainRules {
+pub(super) fn regular(table: Table, name: &'static str, rules: Vec<Rule>) -> ChainRules {
     ChainRules { table, chain: Chain::new(name), rules }
 }
 
 /// `iifname "moat*"` or `oifname "moat*"`, or the opposite.
-fn veth(source: Source, cmp: Cmp) -> Statement {
+pub(super) fn veth(source: Source, cmp: Cmp) -> Statement {
     let value = IfName::new(names::VETH_PREFIX).map_or(Operand::bytes(*b"moat"), Operand::prefix);
     Statement::Match { source, mask: None, cmp, value }
 }
@@ -82,29 +84,34 @@ pub(super) fn mid_stream(direction: Direction) -> Rule {
 fn drop_chain(table: Table, point: DropPoint, config: &LayoutConfig) -> ChainRules {
     let mut rules = Vec::new();
     if matches!(point.reason, DropReason::Policy | DropReason::MidStream) {
-        // A pod always reaches itself; through a Service its packets come back to it this way. Asked only here, where
-        // the packet would be dropped, it costs the others nothing.
-        rules.push(
-            v4(Rule::new())
-                .lookup([Source::IIFNAME, Source::IP_SADDR, Source::IP_DADDR], PodSet::Self4.name())
-                .verdict(Verdict::Accept),
-        );
-        rules.push(
-            v6(Rule::new())
-                .lookup([Source::IIFNAME, Source::IP6_SADDR, Source::IP6_DADDR], PodSet::Self6.name())
-                .verdict(Verdict::Accept),
-        );
+        rules.extend(itself());
     }
     if point.reason == DropReason::Policy {
-        // A connection that is judged anew and denied: its answers are to be dropped, too.
-        rules.push(
-            Rule::new()
-                .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
-                .then(Statement::SetCtMark { value: config.revoked_mark, mask: config.revoked_mark }),
-        );
+        // A connection that is judged anew: what is denied one way is denied the other.
+        rules.push(revoke(config));
     }
     rules.extend(point.rules(table, config.log_group));
     ChainRules { table, chain: Chain::new(point.name()), rules }
+}
+
+/// A pod always reaches itself; through a Service its packets come back to it this way. Asked only where a packet would be
+/// dropped, it costs the others nothing.
+pub(super) fn itself() -> [Rule; 2] {
+    [
+        v4(Rule::new())
+            .lookup([Source::IIFNAME, Source::IP_SADDR, Source::IP_DADDR], PodSet::Self4.name())
+            .verdict(Verdict::Accept),
+        v6(Rule::new())
+            .lookup([Source::IIFNAME, Source::IP6_SADDR, Source::IP6_DADDR], PodSet::Self6.name())
+            .verdict(Verdict::Accept),
+    ]
+}
+
+/// Sets the mark of a connection that is there already.
+pub(super) fn revoke(config: &LayoutConfig) -> Rule {
+    Rule::new()
+        .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
+        .then(Statement::SetCtMark { value: config.revoked_mark, mask: config.revoked_mark })
 }
 
 /// To the drop of a reason that no side has found: from a pod, it is that one's; else it is that of the pod that it is for.
@@ -119,21 +126,27 @@ fn sides(reason: DropReason) -> ChainRules {
 /// The chain that all forwarded packets go through.
 pub(crate) fn forward(config: &LayoutConfig, fast: FastPath) -> ChainRules {
     let established = || Value::CtState(ct_state::ESTABLISHED);
-    // The fast path. One rule, so that a packet of a connection that was let in passes at one rule's cost; the
-    // mark is a part of it, because a revoked connection stays established.
-    let open = Rule::new()
-        .ct_mark(config.revoked_mark, false)
-        .eq(Source::CT_STATE, established())
-        .with_userdata(UserData::new().with(USERDATA_VERSION, [VERSION]));
-    let revoked = || Rule::new().ct_mark(config.revoked_mark, true);
-    let drop_revoked = || Verdict::jump(DropReason::Revoked.as_str());
+    let first = Rule::new().with_userdata(UserData::new().with(USERDATA_VERSION, [VERSION]));
+    let revoked = Rule::new().ct_mark(config.revoked_mark, true);
+    let drop_revoked = Verdict::jump(DropReason::Revoked.as_str());
     let mut rules = match fast {
-        FastPath::All => vec![open.verdict(Verdict::Accept), revoked().verdict(drop_revoked())],
-        FastPath::Replies => vec![
-            open.eq(Source::CT_DIRECTION, REPLY).verdict(Verdict::Accept),
-            revoked().eq(Source::CT_DIRECTION, REPLY).verdict(drop_revoked()),
+        // One rule, so that a packet of a connection that was let in passes at one rule's cost; the mark is a part of it,
+        // because a revoked connection stays established.
+        FastPath::Open => vec![
+            first
+                .ct_mark(config.revoked_mark, false)
+                .eq(Source::CT_STATE, established())
+                .verdict(Verdict::Accept),
+            revoked.verdict(drop_revoked),
+        ],
+        // Whatever the mark says, which is about what was in force before.
+        FastPath::Shut => vec![
+            first
+                .eq(Source::CT_STATE, established())
+                .eq(Source::CT_DIRECTION, REPLY)
+                .verdict(Verdict::goto(names::ANSWERS)),
             // An error about a connection is not the connection's own packet: nobody judges it anew.
-            revoked().neq(Source::CT_STATE, established()).verdict(drop_revoked()),
+            revoked.neq(Source::CT_STATE, established()).verdict(drop_revoked),
         ],
     };
     rules.extend([

@@ -9,12 +9,18 @@
 //!               to-pod                oifname ▶ to_pod                    ──▶ ingress-<program> | accept
 //!               ingress-<program>     peers and ports                     ──▶ accept | policy-ingress
 //!               input                 iifname . MAC in pods: from pods that we know only
+//!
+//!  while connections are judged anew, instead of the fast path:
+//!               answers               oifname ▶ answers_to                ──▶ egress-<program>-answers | answerer
+//!               answerer              iifname ▶ answers_from              ──▶ ingress-<program>-answers | accept
+//!               …-answers             peers and ports                     ──▶ answerer | accept | revoke
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
 //! begins with `moat` is decided: every chain that such a packet can reach ends in an accept or in a chain of one
 //! [`DropReason`].
 
+mod answers;
 mod drops;
 mod fixed;
 mod names;
@@ -29,6 +35,7 @@ use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::{chains as fixed_chains, forward};
+use names::Way;
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
 pub use names::{TABLE, VETH_PREFIX};
 pub(crate) use program::{ProgramObjects, program};
@@ -40,7 +47,7 @@ pub(crate) use veth::chain as veth_chain;
 ///
 /// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
 /// base chain whose declaration changes gets another name, too.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// The kind of the user data that holds the version. `nft` itself uses small numbers.
 pub(crate) const USERDATA_VERSION: u8 = 0x6d;
@@ -68,14 +75,14 @@ impl Default for LayoutConfig {
     }
 }
 
-/// Which packets of connections that are there already pass without being judged.
+/// Whether packets of connections that are there already pass without being judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FastPath {
-    /// All of them: every connection's mark says what is in force.
-    All,
-    /// Those that go back to who opened the connection. The others are judged as if they opened it, because what is in force
-    /// has changed and not all connections have been looked at since.
-    Replies,
+    /// They do: every connection's mark says what is in force.
+    Open,
+    /// They are judged as the connection's first packet would be, whichever way they go: what is in force has changed, and
+    /// not all connections have been looked at since.
+    Shut,
 }
 
 /// A pod of this node, as the pod network made it.
@@ -119,7 +126,7 @@ impl PodVerdict {
     fn of_packets_to(self) -> Verdict {
         match self {
             PodVerdict::Programs { ingress: Some(id), .. } => {
-                Verdict::goto(names::program(Direction::Ingress, id))
+                Verdict::goto(names::program(Way::There, Direction::Ingress, id))
             }
             PodVerdict::Programs { ingress: None, egress: Some(_) } => Verdict::goto(names::OPEN_INGRESS),
             PodVerdict::Programs { ingress: None, egress: None } => Verdict::Accept,
@@ -130,10 +137,32 @@ impl PodVerdict {
     fn of_packets_from(self) -> Verdict {
         match self {
             PodVerdict::Programs { egress: Some(id), .. } => {
-                Verdict::goto(names::program(Direction::Egress, id))
+                Verdict::goto(names::program(Way::There, Direction::Egress, id))
             }
             PodVerdict::Programs { egress: None, ingress: Some(_) } => Verdict::goto(names::OPEN_EGRESS),
             PodVerdict::Programs { egress: None, ingress: None } => Verdict::goto(names::TO_POD),
+            PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Egress).goto(),
+        }
+    }
+
+    /// Answers to it belong to connections that it opened: its egress side.
+    fn of_answers_to(self) -> Verdict {
+        match self {
+            PodVerdict::Programs { egress: Some(id), .. } => {
+                Verdict::goto(names::program(Way::Back, Direction::Egress, id))
+            }
+            PodVerdict::Programs { egress: None, .. } => Verdict::goto(names::ANSWERER),
+            PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Ingress).goto(),
+        }
+    }
+
+    /// Its own answers belong to connections that others opened: its ingress side.
+    fn of_answers_from(self) -> Verdict {
+        match self {
+            PodVerdict::Programs { ingress: Some(id), .. } => {
+                Verdict::goto(names::program(Way::Back, Direction::Ingress, id))
+            }
+            PodVerdict::Programs { ingress: None, .. } => Verdict::Accept,
             PodVerdict::Closed => DropReason::KernelRefused.on(Direction::Egress).goto(),
         }
     }
@@ -145,6 +174,8 @@ pub(crate) fn pod_elements(ifname: IfName, pod: &LocalPod, verdict: PodVerdict) 
     let mut elements = vec![
         (PodSet::FromPod, Element::new(sender).verdict(verdict.of_packets_from())),
         (PodSet::ToPod, Element::new(ifname).verdict(verdict.of_packets_to())),
+        (PodSet::AnswersTo, Element::new(ifname).verdict(verdict.of_answers_to())),
+        (PodSet::AnswersFrom, Element::new(ifname).verdict(verdict.of_answers_from())),
     ];
     if verdict == PodVerdict::Closed {
         // Its node does not know it either.

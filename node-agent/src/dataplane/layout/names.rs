@@ -19,6 +19,11 @@ pub(crate) const OPEN_EGRESS: &str = "open-egress";
 pub(crate) const OPEN_INGRESS: &str = "open-ingress";
 /// From an interface like a pod's that is not known with this hardware address.
 pub(crate) const STRANGER: &str = "stranger";
+/// Judges answers by the side of who opened the connection, [`ANSWERER`] by the side of who answers.
+pub(crate) const ANSWERS: &str = "answers";
+pub(crate) const ANSWERER: &str = "answerer";
+/// An answer of a connection that is denied: its mark is set, and it is dropped.
+pub(crate) const REVOKE: &str = "revoke";
 pub(crate) const IRREGULAR: &str = "irregular";
 pub(crate) const RELATED: &str = "related";
 /// What a veth's own chain does not accept.
@@ -54,6 +59,10 @@ pub(crate) enum PodSet {
     FromPod,
     /// Host end → ingress program.
     ToPod,
+    /// Host end → egress program, as it judges the answers to this pod.
+    AnswersTo,
+    /// Host end → ingress program, as it judges the answers of this pod.
+    AnswersFrom,
     /// Host ends and hardware addresses of the pods that we know.
     Pods,
     /// Host end, address, address: a pod and itself, IPv4.
@@ -67,9 +76,11 @@ pub(crate) enum PodSet {
 }
 
 impl PodSet {
-    pub(crate) const ALL: [PodSet; 7] = [
+    pub(crate) const ALL: [PodSet; 9] = [
         PodSet::FromPod,
         PodSet::ToPod,
+        PodSet::AnswersTo,
+        PodSet::AnswersFrom,
         PodSet::Pods,
         PodSet::Self4,
         PodSet::Self6,
@@ -81,6 +92,8 @@ impl PodSet {
         match self {
             PodSet::FromPod => "from_pod",
             PodSet::ToPod => "to_pod",
+            PodSet::AnswersTo => "answers_to",
+            PodSet::AnswersFrom => "answers_from",
             PodSet::Pods => "pods",
             PodSet::Self4 => "self4",
             PodSet::Self6 => "self6",
@@ -93,7 +106,9 @@ impl PodSet {
     pub(crate) fn set(self) -> Set {
         match self {
             PodSet::FromPod => Set::new(self.name(), key([Field::IfName, Field::EtherAddr])).verdict_map(),
-            PodSet::ToPod => Set::new(self.name(), Field::IfName).verdict_map(),
+            PodSet::ToPod | PodSet::AnswersTo | PodSet::AnswersFrom => {
+                Set::new(self.name(), Field::IfName).verdict_map()
+            }
             PodSet::Pods => Set::new(self.name(), key([Field::IfName, Field::EtherAddr])),
             PodSet::Self4 => Set::new(self.name(), key([Field::IfName, Field::Ipv4Addr, Field::Ipv4Addr])),
             PodSet::Self6 => Set::new(self.name(), key([Field::IfName, Field::Ipv6Addr, Field::Ipv6Addr])),
@@ -109,19 +124,35 @@ pub(crate) fn key<const N: usize>(fields: [Field; N]) -> KeyType {
     KeyType::new(&fields).unwrap_or(KeyType::from(fields[0]))
 }
 
+/// Which way the packets go that a chain judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From who opens a connection.
+    There,
+    /// Back: answers.
+    Back,
+}
+
+impl Way {
+    pub(crate) const BOTH: [Way; 2] = [Way::There, Way::Back];
+}
+
 /// A program's chain. Programs are named by content alone, so one may serve both directions; the chains differ.
-pub(crate) fn program(direction: Direction, id: ProgramId) -> Arc<str> {
-    format!("{direction}-{id}").into()
+pub(crate) fn program(way: Way, direction: Direction, id: ProgramId) -> Arc<str> {
+    match way {
+        Way::There => format!("{direction}-{id}").into(),
+        Way::Back => format!("{direction}-{id}-answers").into(),
+    }
 }
 
 /// The chain of a program's port class.
-pub(crate) fn class(direction: Direction, id: ProgramId, index: usize) -> Arc<str> {
-    format!("{direction}-{id}-{index}").into()
+pub(crate) fn class(way: Way, direction: Direction, id: ProgramId, index: usize) -> Arc<str> {
+    format!("{}-{index}", program(way, direction, id)).into()
 }
 
 /// The map from protocol and port to the chains of a program's port classes.
-pub(crate) fn ports(direction: Direction, id: ProgramId) -> Arc<str> {
-    format!("{direction}-{id}-ports").into()
+pub(crate) fn ports(way: Way, direction: Direction, id: ProgramId) -> Arc<str> {
+    format!("{}-ports", program(way, direction, id)).into()
 }
 
 /// What of an allow set one kernel set holds. One allow set is up to four of them.

@@ -9,6 +9,9 @@
 //!                           ▶ policy-<direction>
 //! ```
 //!
+//! And once more, as `<direction>-<id>-answers`, for packets that come back while connections are judged anew: with the two
+//! ends exchanged, and `revoke` at the end.
+//!
 //! A class's peers include those of `every`, so that a packet that misses its class may fall on and miss the rest, too.
 
 use moat_nfnetlink::nft::{Chain, Element, Operand, Rule, Set, Source, Value, Verdict};
@@ -17,20 +20,20 @@ use moat_policies::{Allow, Direction, PortRange, Program, ProgramId, SetId};
 use super::ChainRules;
 use super::drops::DropReason;
 use super::fixed::{mid_stream, v4, v6};
-use super::names::{self, Part, Table};
+use super::names::{self, Part, Table, Way};
 
 /// Up to this many port ranges stand inline. A map costs the kernel a set, of which it should have few.
 const INLINE_RANGES: usize = 3;
 
 /// What one program is in the kernel, each part behind those that it leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ProgramObjects {
     /// The chains of its port classes, where they do not stand inline.
     pub(crate) classes: Vec<ChainRules>,
-    /// The map to them.
-    pub(crate) map: Option<(Set, Vec<Element>)>,
-    /// Its own chain.
-    pub(crate) chain: ChainRules,
+    /// The maps to them.
+    pub(crate) maps: Vec<(Set, Vec<Element>)>,
+    /// Its own chains.
+    pub(crate) chains: Vec<ChainRules>,
 }
 
 /// The objects of a program in one direction. `parts` says what kernel sets an allow set is made of.
@@ -40,47 +43,11 @@ pub(crate) fn program(
     program: &Program,
     parts: &dyn Fn(SetId) -> Vec<Part>,
 ) -> ProgramObjects {
-    let side = Side { direction, parts };
-    let mut rules = vec![mid_stream(direction)];
-    let (mut classes, mut map) = (Vec::new(), None);
-    let ranges: usize = program.classes.iter().map(|c| c.ports.len()).sum();
-    if ranges <= INLINE_RANGES {
-        for class in &program.classes {
-            for range in &class.ports {
-                rules.extend(side.allow(&on_ports(*range), class.allow));
-            }
-        }
-    } else {
-        let mut elements = Vec::with_capacity(ranges);
-        for (index, class) in program.classes.iter().enumerate() {
-            let verdict = match class.allow {
-                Allow::Everyone => side.pass(),
-                allow => {
-                    let name = names::class(direction, id, index);
-                    let rules = side.allow(&Rule::new(), allow);
-                    classes.push(ChainRules { table: Table::Inet, chain: Chain::new(name.clone()), rules });
-                    Verdict::jump(name)
-                }
-            };
-            elements.extend(class.ports.iter().map(|range| port_element(*range).verdict(verdict.clone())));
-        }
-        let single = program.classes.iter().flat_map(|c| &c.ports).all(|r| r.first == r.last);
-        let set = port_map(names::ports(direction, id), single);
-        if single {
-            elements.iter_mut().for_each(|e| e.end = None);
-        }
-        rules.push(Rule::new().vmap([Source::L4PROTO, Source::TH_DPORT], set.name().clone()));
-        map = Some((set, elements));
+    let mut objects = ProgramObjects::default();
+    for way in Way::BOTH {
+        Side { way, direction, parts }.program(id, program, &mut objects);
     }
-    if let Some(allow) = program.every {
-        rules.extend(side.allow(&Rule::new(), allow));
-    }
-    if let Some(named) = program.named {
-        rules.extend(side.named(named));
-    }
-    rules.push(Rule::new().verdict(DropReason::Policy.on(direction).goto()));
-    let chain = ChainRules { table: Table::Inet, chain: Chain::new(names::program(direction, id)), rules };
-    ProgramObjects { classes, map, chain }
+    objects
 }
 
 fn port_map(name: std::sync::Arc<str>, single: bool) -> Set {
@@ -94,38 +61,105 @@ fn port_element(range: PortRange) -> Element {
     Element::range([protocol, Value::Port(range.first)], [protocol, Value::Port(range.last)])
 }
 
-/// The beginning of a rule for the packets that go to these ports.
-fn on_ports(range: PortRange) -> Rule {
-    let rule = Rule::new().eq(Source::L4PROTO, range.protocol.number());
-    match (range.first, range.last) {
-        (0, u16::MAX) => rule,
-        (first, last) if first == last => rule.eq(Source::TH_DPORT, Operand::be16(first)),
-        (first, last) => rule.range(Source::TH_DPORT, Operand::be16(first), Operand::be16(last)),
-    }
-}
-
 struct Side<'a> {
+    way: Way,
     direction: Direction,
     parts: &'a dyn Fn(SetId) -> Vec<Part>,
 }
 
 impl Side<'_> {
+    fn program(&self, id: ProgramId, program: &Program, objects: &mut ProgramObjects) {
+        let &Side { way, direction, .. } = self;
+        let mut rules = Vec::new();
+        if way == Way::There {
+            rules.push(mid_stream(direction));
+        }
+        let ranges: usize = program.classes.iter().map(|c| c.ports.len()).sum();
+        if ranges <= INLINE_RANGES {
+            for class in &program.classes {
+                for range in &class.ports {
+                    rules.extend(self.allow(&self.on_ports(*range), class.allow));
+                }
+            }
+        } else {
+            let mut elements = Vec::with_capacity(ranges);
+            for (index, class) in program.classes.iter().enumerate() {
+                let verdict = match class.allow {
+                    Allow::Everyone => self.pass(),
+                    allow => {
+                        let name = names::class(way, direction, id, index);
+                        let chain = Chain::new(name.clone());
+                        let rules = self.allow(&Rule::new(), allow);
+                        objects.classes.push(ChainRules { table: Table::Inet, chain, rules });
+                        Verdict::jump(name)
+                    }
+                };
+                elements
+                    .extend(class.ports.iter().map(|range| port_element(*range).verdict(verdict.clone())));
+            }
+            let single = program.classes.iter().flat_map(|c| &c.ports).all(|r| r.first == r.last);
+            let set = port_map(names::ports(way, direction, id), single);
+            if single {
+                elements.iter_mut().for_each(|e| e.end = None);
+            }
+            rules.push(Rule::new().vmap([Source::L4PROTO, self.port()], set.name().clone()));
+            objects.maps.push((set, elements));
+        }
+        if let Some(allow) = program.every {
+            rules.extend(self.allow(&Rule::new(), allow));
+        }
+        if let Some(named) = program.named {
+            rules.extend(self.named(named));
+        }
+        rules.push(Rule::new().verdict(self.deny()));
+        let chain = Chain::new(names::program(way, direction, id));
+        objects.chains.push(ChainRules { table: Table::Inet, chain, rules });
+    }
+
+    /// The beginning of a rule for the packets of connections to these ports.
+    fn on_ports(&self, range: PortRange) -> Rule {
+        let rule = Rule::new().eq(Source::L4PROTO, range.protocol.number());
+        match (range.first, range.last) {
+            (0, u16::MAX) => rule,
+            (first, last) if first == last => rule.eq(self.port(), Operand::be16(first)),
+            (first, last) => rule.range(self.port(), Operand::be16(first), Operand::be16(last)),
+        }
+    }
+
+    /// Where the port stands that the connection goes to.
+    fn port(&self) -> Source {
+        match self.way {
+            Way::There => Source::TH_DPORT,
+            Way::Back => Source::TH_SPORT,
+        }
+    }
+
+    /// What becomes of a packet that this side denies.
+    fn deny(&self) -> Verdict {
+        match self.way {
+            Way::There => DropReason::Policy.on(self.direction).goto(),
+            Way::Back => Verdict::goto(names::REVOKE),
+        }
+    }
+
     /// What becomes of a packet that this side allows.
     fn pass(&self) -> Verdict {
-        match self.direction {
-            Direction::Ingress => Verdict::Accept,
+        match (self.direction, self.way) {
+            (Direction::Ingress, _) => Verdict::Accept,
             // The other side has its say, if it is on this node.
-            Direction::Egress => Verdict::goto(names::TO_POD),
+            (Direction::Egress, Way::There) => Verdict::goto(names::TO_POD),
+            (Direction::Egress, Way::Back) => Verdict::goto(names::ANSWERER),
         }
     }
 
     /// Where the peer's address stands.
     fn peer(&self, part: Part) -> Source {
-        match (self.direction, part.is_v4()) {
-            (Direction::Ingress, true) => Source::IP_SADDR,
-            (Direction::Ingress, false) => Source::IP6_SADDR,
-            (Direction::Egress, true) => Source::IP_DADDR,
-            (Direction::Egress, false) => Source::IP6_DADDR,
+        let sends = (self.direction == Direction::Ingress) == (self.way == Way::There);
+        match (sends, part.is_v4()) {
+            (true, true) => Source::IP_SADDR,
+            (true, false) => Source::IP6_SADDR,
+            (false, true) => Source::IP_DADDR,
+            (false, false) => Source::IP6_DADDR,
         }
     }
 
@@ -156,11 +190,8 @@ impl Side<'_> {
             .into_iter()
             .map(|part| {
                 let rule = if part.is_v4() { v4(Rule::new()) } else { v6(Rule::new()) };
-                rule.lookup(
-                    [self.peer(part), Source::L4PROTO, Source::TH_DPORT],
-                    part.set(set).name().clone(),
-                )
-                .verdict(self.pass())
+                rule.lookup([self.peer(part), Source::L4PROTO, self.port()], part.set(set).name().clone())
+                    .verdict(self.pass())
             })
             .collect()
     }
