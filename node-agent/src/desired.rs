@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use moat_manifests::{Changes, PodStatus};
-use moat_policies::{Cluster, Evaluator, Key, NamespacedName, Node, Object, Objects, Pod};
+use moat_policies::{Cluster, Evaluator, Key, Limits, NamespacedName, Node, Object, Objects, Pod};
 
 use crate::dataplane::{LocalPod, Update};
 use crate::podnet::{Attachment, AttachmentKey};
@@ -39,6 +39,12 @@ impl Desired {
             attachments,
             moved: BTreeSet::new(),
         }
+    }
+
+    /// The same, where policies may ask for so much.
+    pub fn limited(self, limits: Limits) -> Self {
+        debug_assert!(self.objects().keys().next().is_none(), "limits are there before any object");
+        Self { cluster: Cluster::with_limits(limits), ..self }
     }
 
     /// The first update: the objects of the first reading and all attachments.

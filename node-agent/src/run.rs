@@ -176,7 +176,8 @@ async fn start(
         .context("cannot take the pod network over")?;
     first.changes.warnings.iter().for_each(|w| warn!("{w}"));
 
-    let mut desired = Desired::new(options.node.clone(), podnet.attachments());
+    let mut desired =
+        Desired::new(options.node.clone(), podnet.attachments()).limited(options.limits.of_the_engine());
     let update = desired.start(first.changes);
     let mut layout = LayoutConfig::default();
     match desired.node() {

@@ -1,6 +1,6 @@
 //! Names by content: the same content has the same name in every process, and nobody can make two contents share one.
 
-use crate::{Allow, Operator, PortClass, Program, Selector};
+use crate::{Allow, Excess, Operator, PortClass, Program, Selector};
 
 /// A hash over typed, length-prefixed parts, so that no two sequences of parts run into each other.
 pub(crate) struct ContentHash(blake3::Hasher);
@@ -44,7 +44,7 @@ impl ContentHash {
     }
 
     pub(crate) fn program(&mut self, program: &Program) -> &mut Self {
-        let Program { every, classes, named } = program;
+        let Program { every, classes, named, excess } = program;
         self.allow(every.as_ref());
         self.number(classes.len());
         for PortClass { ports, allow } in classes {
@@ -55,7 +55,13 @@ impl ContentHash {
             }
             self.allow(Some(allow));
         }
-        self.bytes(named.as_ref().map_or(&[], |set| &set.0))
+        self.bytes(named.as_ref().map_or(&[], |set| &set.0));
+        // Nothing is added where there is none: such a program is called what it always was.
+        match excess {
+            None => self,
+            Some(Excess::Classes(limit)) => self.number(1).number(*limit),
+            Some(Excess::Work(limit)) => self.number(2).number(*limit),
+        }
     }
 
     fn allow(&mut self, allow: Option<&Allow>) {

@@ -45,7 +45,7 @@ pub use object::{
 };
 pub use objects::{NAMESPACE_NAME_LABEL, Objects};
 pub use program::{
-    Allow, AllowSet, Element, NodeDelta, PodPrograms, PortClass, PortRange, Program, ProgramId, SetChange,
-    SetId, SetKind, SetUpdate,
+    Allow, AllowSet, Element, Excess, Limits, NodeDelta, PodPrograms, PortClass, PortRange, Program,
+    ProgramId, SetChange, SetId, SetKind, SetUpdate,
 };
 pub use selector::{Operator, Requirement, Selector, SelectorError};

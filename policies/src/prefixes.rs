@@ -1,16 +1,95 @@
 //! Sets of addresses as prefixes: disjoint, sorted, as few as possible.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 
 use crate::Block;
+use crate::hash::ContentHash;
+
+/// A canonical list of prefixes, named by its content: lists of thousands are read once, and then compared by name.
+#[derive(Clone, Debug)]
+pub(crate) struct Prefixes {
+    list: Arc<[IpNet]>,
+    id: [u8; 16],
+}
+
+impl Prefixes {
+    /// No addresses.
+    pub(crate) fn none() -> Self {
+        static NONE: LazyLock<Prefixes> = LazyLock::new(|| Prefixes::of([].into()));
+        NONE.clone()
+    }
+
+    fn of(list: Arc<[IpNet]>) -> Self {
+        let mut hash = ContentHash::new("prefixes");
+        for prefix in &*list {
+            match prefix.addr() {
+                IpAddr::V4(a) => hash.bytes(&a.octets()),
+                IpAddr::V6(a) => hash.bytes(&a.octets()),
+            };
+            hash.number(prefix.prefix_len().into());
+        }
+        let id = hash.finish();
+        Self { list, id }
+    }
+
+    /// All of them.
+    pub(crate) fn list(&self) -> &Arc<[IpNet]> {
+        &self.list
+    }
+
+    /// What they are called, in every process.
+    pub(crate) fn id(&self) -> &[u8; 16] {
+        &self.id
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether an address is in one of them.
+    pub(crate) fn contain(&self, address: IpAddr) -> bool {
+        contain(&self.list, address)
+    }
+}
+
+impl PartialEq for Prefixes {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Prefixes {}
+
+impl Hash for Prefixes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+    }
+}
+
+impl PartialOrd for Prefixes {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Prefixes {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.id.cmp(&other.id)
+    }
+}
 
 /// The addresses of a block as prefixes.
-pub(crate) fn of_block(block: &Block) -> Arc<[IpNet]> {
+pub(crate) fn of_block(block: &Block) -> Prefixes {
     if block.except().is_empty() {
-        return Arc::new([block.cidr()]);
+        return Prefixes::of([block.cidr()].into());
     }
     let (start, end) = bounds(&block.cidr());
     let mut ranges = Vec::with_capacity(block.except().len() + 1);
@@ -27,18 +106,19 @@ pub(crate) fn of_block(block: &Block) -> Arc<[IpNet]> {
         ranges.push((from, end));
     }
     let v4 = block.cidr().addr().is_ipv4();
-    ranges.into_iter().flat_map(|(first, last)| subnets(v4, first, last)).collect()
+    Prefixes::of(ranges.into_iter().flat_map(|(first, last)| subnets(v4, first, last)).collect())
 }
 
 /// Everything that is in any of the lists, each of them canonical itself.
-pub(crate) fn union(lists: &[Arc<[IpNet]>]) -> Arc<[IpNet]> {
+pub(crate) fn union(lists: &[Prefixes]) -> Prefixes {
     match lists {
-        [] => Arc::new([]),
+        [] => Prefixes::none(),
         [one] => one.clone(),
         many => {
-            let mut all = IpNet::aggregate(&many.iter().flat_map(|l| l.iter().copied()).collect::<Vec<_>>());
+            let together: Vec<IpNet> = many.iter().flat_map(|l| l.list.iter().copied()).collect();
+            let mut all = IpNet::aggregate(&together);
             all.sort_unstable();
-            all.into()
+            Prefixes::of(all.into())
         }
     }
 }
@@ -60,7 +140,7 @@ fn subnets(v4: bool, first: u128, last: u128) -> IpSubnets {
 }
 
 /// Whether an address is in a canonical list.
-pub(crate) fn contain(prefixes: &[IpNet], address: IpAddr) -> bool {
+fn contain(prefixes: &[IpNet], address: IpAddr) -> bool {
     let host = IpNet::from(address);
     let after = prefixes.partition_point(|p| *p <= host);
     // Disjoint and sorted: only the one that starts last before the address can hold it.
@@ -83,7 +163,7 @@ mod tests {
     #[test]
     fn a_block_is_what_its_excepts_leave() {
         let block = |cidr: &str, except: &[&str]| {
-            texts(&of_block(&Block::new(net(cidr), except.iter().map(|e| net(e))).unwrap()))
+            texts(of_block(&Block::new(net(cidr), except.iter().map(|e| net(e))).unwrap()).list())
         };
         assert_eq!(block("10.0.0.0/8", &[]), ["10.0.0.0/8"]);
         assert_eq!(block("10.0.0.0/30", &["10.0.0.1/32"]), ["10.0.0.0/32", "10.0.0.2/31"]);
@@ -96,11 +176,12 @@ mod tests {
     #[test]
     fn a_union_is_the_same_however_it_was_split() {
         let lists = [
-            Arc::from([net("10.128.0.0/9"), net("fd00::/8")]),
-            Arc::from([net("10.0.0.0/9")]),
-            Arc::from([net("10.3.0.0/16")]),
+            Prefixes::of([net("10.128.0.0/9"), net("fd00::/8")].into()),
+            Prefixes::of([net("10.0.0.0/9")].into()),
+            Prefixes::of([net("10.3.0.0/16")].into()),
         ];
-        assert_eq!(texts(&union(&lists)), ["10.0.0.0/8", "fd00::/8"]);
+        assert_eq!(texts(union(&lists).list()), ["10.0.0.0/8", "fd00::/8"]);
+        assert_eq!(union(&lists), Prefixes::of([net("10.0.0.0/8"), net("fd00::/8")].into()));
     }
 
     fn small_net() -> impl Strategy<Value = IpNet> {
@@ -120,9 +201,9 @@ mod tests {
             let all = union(&blocks.iter().map(of_block).collect::<Vec<_>>());
             for host in 0..=255 {
                 let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, host));
-                prop_assert_eq!(contain(&all, address), blocks.iter().any(|b| b.contains(address)), "{}", address);
+                prop_assert_eq!(all.contain(address), blocks.iter().any(|b| b.contains(address)), "{}", address);
             }
-            for pair in all.windows(2) {
+            for pair in all.list().windows(2) {
                 prop_assert!(pair[0] < pair[1] && !pair[0].contains(&pair[1]));
             }
         }

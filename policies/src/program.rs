@@ -55,6 +55,36 @@ pub struct Program {
     pub classes: Vec<PortClass>,
     /// Peers by named port: a set of kind [`SetKind::AddressPorts`]. Egress only.
     pub named: Option<SetId>,
+    /// Set where policies ask for more than a limit: then nothing of it was worked out, and it allows nobody.
+    pub excess: Option<Excess>,
+}
+
+/// How much the policies of one pod may ask for in one direction. By default nothing is limited.
+///
+/// Whose policies ask for more has a program that allows nobody and says why. So one pod's policies cannot hold up the
+/// programs of all others: what they come to is bounded before it is worked out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most port classes of a program.
+    pub classes: usize,
+    /// Most work on a program: of each segment that rules cut the ports into, the pod selectors that hold there, and the
+    /// prefixes twofold where they come from more than one rule; of each rule, the names of ports times the peers.
+    pub work: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { classes: usize::MAX, work: usize::MAX }
+    }
+}
+
+/// Which of the [`Limits`] policies exceed, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Excess {
+    /// [`Limits::classes`].
+    Classes(usize),
+    /// [`Limits::work`].
+    Work(usize),
 }
 
 /// Some of the (protocol, port) space, all of it with the same peers.

@@ -32,7 +32,7 @@ use hashbrown::HashSet;
 
 use self::compiler::Compiler;
 use crate::objects::Stored;
-use crate::{Evaluator, Key, NamespacedName, NodeDelta, Object, Objects, Pod};
+use crate::{Evaluator, Key, Limits, NamespacedName, NodeDelta, Object, Objects, Pod};
 
 /// All objects, and what is compiled from them.
 ///
@@ -49,6 +49,13 @@ impl Cluster {
     /// A cluster without objects.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A cluster without objects, in which the policies of one pod may ask for so much.
+    pub fn with_limits(limits: Limits) -> Self {
+        let mut cluster = Self::default();
+        cluster.compiler.programs.limits = limits;
+        cluster
     }
 
     /// The objects as they were applied.

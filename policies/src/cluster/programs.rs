@@ -14,7 +14,8 @@ use super::nodes::{NodeIx, Nodes};
 use super::rules::{RuleIx, Rules};
 use super::sets::{SetIx, Sets, Term};
 use crate::hash::ContentHash;
-use crate::{Allow, Direction, PortClass, Program, ProgramId, SetKind};
+use crate::prefixes::Prefixes;
+use crate::{Allow, Direction, Limits, PortClass, Program, ProgramId, SetKind};
 
 pub(super) type RecipeIx = Ix<Recipe>;
 pub(super) type ProgramIx = Ix<ProgramEntry>;
@@ -55,6 +56,7 @@ pub(super) struct Programs {
     pub(super) entries: Arena<ProgramEntry>,
     by_id: HashMap<ProgramId, ProgramIx>,
     unused: Vec<ProgramIx>,
+    pub(super) limits: Limits,
 }
 
 /// A recipe that comes to another program than before.
@@ -150,7 +152,10 @@ impl Programs {
         all.sort_unstable();
         all.dedup();
         let keys: Vec<_> = all.iter().map(|r| rules.key(*r)).collect();
-        let (program, used) = name_sets(assemble(*direction, &keys, ports), members, sets);
+        let (program, used) = match assemble(*direction, &keys, ports, &self.limits) {
+            Ok(draft) => name_sets(draft, members, sets),
+            Err(excess) => (Program { excess: Some(excess), ..Program::default() }, Vec::new()),
+        };
         let id = ProgramId(ContentHash::new("program").program(&program).finish());
         if let Some(&found) = self.by_id.get(&id) {
             return found;
@@ -212,7 +217,8 @@ impl Programs {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        let Self { recipes, recipe_by_key, dirty_recipes, unused_recipes, entries, by_id, unused } = self;
+        let Self { recipes, recipe_by_key, dirty_recipes, unused_recipes, entries, by_id, unused, limits: _ } =
+            self;
         let recipes = recipes.is_empty() && recipe_by_key.is_empty();
         let pending = dirty_recipes.is_empty() && unused_recipes.is_empty() && unused.is_empty();
         recipes && pending && entries.is_empty() && by_id.is_empty()
@@ -260,6 +266,6 @@ fn name_sets(draft: Draft, members: &mut Membership, sets: &mut Sets) -> (Progra
     let every = draft.every.map(&mut allow);
     let classes =
         draft.classes.into_iter().map(|(ports, draft)| PortClass { ports, allow: allow(draft) }).collect();
-    let named = (!draft.named.is_empty()).then(|| take(SetKind::AddressPorts, draft.named, Arc::new([])));
-    (Program { every, classes, named }, used)
+    let named = (!draft.named.is_empty()).then(|| take(SetKind::AddressPorts, draft.named, Prefixes::none()));
+    (Program { every, classes, named, excess: None }, used)
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use ipnet::IpNet;
 
 use super::arena::{Arena, Ix};
 use super::membership::{GroupIx, Membership};
 use crate::{
     NamespaceScope, NamespacedName, Peer, Peers, PortMatch, PortRange, PortRef, Ports, Protocol, Rule,
-    Selector, prefixes,
+    Selector,
+    prefixes::{self, Prefixes},
 };
 
 pub(super) type RuleIx = Ix<RuleEntry>;
@@ -35,7 +35,7 @@ pub(super) enum RulePeers {
         /// Sorted, each once.
         groups: Vec<GroupIx>,
         /// Canonical.
-        prefixes: Arc<[IpNet]>,
+        prefixes: Prefixes,
     },
 }
 

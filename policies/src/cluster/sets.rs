@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use ipnet::IpNet;
 
 use super::arena::{Arena, Ix};
 use super::membership::{GroupIx, Membership, Profile};
 use super::nodes::NodeIx;
 use super::pods::{Claims, PodEntry};
 use crate::hash::ContentHash;
-use crate::{AllowSet, Element, Protocol, SetId, SetKind, SetUpdate, prefixes};
+use crate::prefixes::Prefixes;
+use crate::{AllowSet, Element, Protocol, SetId, SetKind, SetUpdate};
 
 pub(super) type SetIx = Ix<Set>;
 
@@ -20,7 +20,7 @@ pub(super) struct Set {
     kind: SetKind,
     /// Sorted, each once.
     terms: Box<[Term]>,
-    prefixes: Arc<[IpNet]>,
+    prefixes: Prefixes,
     /// How many programs refer to it.
     pub(super) refs: u32,
     /// How many programs refer to it on each node of its span.
@@ -38,7 +38,7 @@ pub(super) struct Term {
     /// Only those that have this port, and only on it.
     pub(super) port: Option<(Protocol, Arc<str>)>,
     /// Only addresses in here.
-    pub(super) within: Option<Arc<[IpNet]>>,
+    pub(super) within: Option<Prefixes>,
 }
 
 impl Term {
@@ -63,7 +63,7 @@ impl Sets {
         members: &mut Membership,
         kind: SetKind,
         terms: Vec<Term>,
-        prefixes: Arc<[IpNet]>,
+        prefixes: Prefixes,
     ) -> SetIx {
         let id = content_id(members, kind, &terms, &prefixes);
         if let Some(&ix) = self.by_id.get(&id) {
@@ -148,7 +148,7 @@ impl Sets {
         Arc::new(AllowSet {
             kind: set.kind,
             pods: !set.terms.is_empty(),
-            prefixes: set.prefixes.clone(),
+            prefixes: set.prefixes.list().clone(),
             elements: all,
         })
     }
@@ -221,7 +221,7 @@ fn elements(
     for group in groups {
         let from = terms.partition_point(|t| t.group < *group);
         for term in terms[from..].iter().take_while(|t| t.group == *group) {
-            if term.within.as_ref().is_some_and(|w| !prefixes::contain(w, address)) {
+            if term.within.as_ref().is_some_and(|w| !w.contain(address)) {
                 continue;
             }
             match &term.port {
@@ -241,7 +241,7 @@ fn elements(
     found.into_iter()
 }
 
-fn content_id(members: &Membership, kind: SetKind, terms: &[Term], prefixes: &[IpNet]) -> SetId {
+fn content_id(members: &Membership, kind: SetKind, terms: &[Term], prefixes: &Prefixes) -> SetId {
     let mut parts: Vec<[u8; 16]> = terms
         .iter()
         .map(|term| {
@@ -255,7 +255,9 @@ fn content_id(members: &Membership, kind: SetKind, terms: &[Term], prefixes: &[I
                 None => {
                     hash.number(0);
                 }
-                Some(within) => hash_prefixes(hash.number(1), within),
+                Some(within) => {
+                    hash.number(1).bytes(within.id());
+                }
             }
             hash.finish()
         })
@@ -269,17 +271,6 @@ fn content_id(members: &Membership, kind: SetKind, terms: &[Term], prefixes: &[I
     for part in &parts {
         hash.bytes(part);
     }
-    hash_prefixes(&mut hash, prefixes);
+    hash.bytes(prefixes.id());
     SetId(hash.finish())
-}
-
-fn hash_prefixes(hash: &mut ContentHash, prefixes: &[IpNet]) {
-    hash.number(prefixes.len());
-    for prefix in prefixes {
-        match prefix.addr() {
-            IpAddr::V4(a) => hash.bytes(&a.octets()),
-            IpAddr::V6(a) => hash.bytes(&a.octets()),
-        };
-        hash.number(prefix.prefix_len().into());
-    }
 }
