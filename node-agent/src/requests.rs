@@ -114,28 +114,9 @@ impl Agent {
                 netns: request.netns,
             })
             .await?;
-        // While its link is made, the address loses what is left of its last owner's connections.
-        let (built, ()) =
-            tokio::join!(self.podnet.build(&attachment), self.flows.hand_out(attachment.addresses()));
-        built?;
-        failpoint::reach("built");
-        // The node's end is down until the kernel holds the pod's policy.
-        let in_force = self.change(|desired| desired.attach(&attachment)).done().await.map_err(|e| {
-            CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
-        });
-        failpoint::reach("in force");
-        let closed = self.why_closed(pod).map(|why| {
-            CniError::new(
-                code::TRY_AGAIN,
-                format!("the pod {pod} is closed: no packet of it would pass"),
-                why,
-            )
-        });
-        let result = match in_force.and_then(|_| closed.map_or(Ok(()), Err)) {
-            Ok(()) => self.podnet.activate(&attachment).await.map_err(CniError::from),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
+        // Beside each other: only who is told of the attachment has to know that it is on the disk.
+        let (up, recorded) = tokio::join!(self.bring_up(pod, &attachment), self.podnet.recorded());
+        if let Err(error) = up.and(recorded.map_err(CniError::from)) {
             self.forget(&attachment.key()).await;
             if let Err(left) = self.podnet.remove(&attachment.key()).await {
                 warn!(%pod, "a failed ADD could not be undone: {left}");
@@ -144,6 +125,25 @@ impl Agent {
         }
         failpoint::reach("added");
         Ok(attachment.attached())
+    }
+
+    /// Makes the pod's link, puts its policy in force, and then lets packets pass.
+    async fn bring_up(&self, pod: &NamespacedName, attachment: &Attachment) -> Result<(), CniError> {
+        // While its link is made, the address loses what is left of its last owner's connections.
+        let (built, ()) =
+            tokio::join!(self.podnet.build(attachment), self.flows.hand_out(attachment.addresses()));
+        let ends = built?;
+        failpoint::reach("built");
+        // The node's end is down until the kernel holds the pod's policy.
+        self.change(|desired| desired.attach(attachment)).done().await.map_err(|e| {
+            CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
+        })?;
+        failpoint::reach("in force");
+        if let Some(why) = self.why_closed(pod) {
+            let closed = format!("the pod {pod} is closed: no packet of it would pass");
+            return Err(CniError::new(code::TRY_AGAIN, closed, why));
+        }
+        Ok(self.podnet.activate(attachment, ends).await?)
     }
 
     /// Waits until some manifest describes the pod: before that nobody knows its policy.

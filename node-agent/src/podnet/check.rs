@@ -60,10 +60,7 @@ pub(crate) fn mend(
     attachment: &Attachment,
     netns: Option<&Path>,
 ) -> Result<(), PodNetError> {
-    let (name, ipv6) = (&attachment.host_ifname, attachment.v6.is_some());
-    node.run(|| sysctl::set_all(&sysctl::of_host_end(name, ipv6)))??;
-    wire::mend_node_end(netlink, attachment)?;
-    wire::connect(netlink, attachment)?;
+    wire::mend_node_end(netlink, attachment, node)?;
     match netns {
         Some(netns) => wire::mend_pod_end(attachment, &Netns::open(netns)?),
         None => Ok(()),

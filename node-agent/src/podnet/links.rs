@@ -50,14 +50,23 @@ pub(crate) struct PodLink {
 impl Netlink {
     /// The link `name`, if there is one.
     pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        let ask = Request::plain(RouteNetlinkMessage::GetLink(message), format!("look at the link {name}"));
-        match self.get_bytes(ask) {
+        match self.get_bytes(look_at(name)) {
             Ok(answer) => Ok(read_link(&answer)),
             Err(error) if error.is(Errno::NODEV) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Carries the requests out, and says what the link `name` is after that: all with one call of the kernel.
+    pub(crate) fn link_after(
+        &mut self,
+        mut requests: Vec<Request>,
+        name: &str,
+    ) -> Result<Option<Link>, NetlinkError> {
+        let mut link = None;
+        requests.push(look_at(name));
+        self.apply_and_read(requests, |answer| link = read_link(answer).or(link.take()))?;
+        Ok(link)
     }
 
     /// All links.
@@ -117,6 +126,12 @@ impl Netlink {
     }
 }
 
+fn look_at(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    Request::plain(RouteNetlinkMessage::GetLink(message), format!("look at the link {name}"))
+}
+
 /// The IPv4 address that a host end's hardware address was made of.
 fn from_mac(mac: &[u8]) -> Option<IpAddr> {
     match *mac {
@@ -169,6 +184,23 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+impl PodLink {
+    /// The link of an attachment as ADD leaves it.
+    pub(crate) fn of(a: &super::Attachment, index: u32) -> Self {
+        let link = Link {
+            index,
+            name: a.host_ifname.clone(),
+            mtu: a.mtu,
+            up: true,
+            veth: true,
+            alias: super::identity::of(a).expect("its names are short").into_bytes(),
+            ..Link::default()
+        };
+        Self { link, addresses: a.addresses().collect() }
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
 };
@@ -18,6 +19,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::attachment::format_mac;
 use super::netlink::{Existing, Netlink, NetlinkError, Request};
 
+const AF_INET: u16 = 2;
+const IFLA_INET_CONF: u16 = 1;
+
 /// One end of a veth pair to be.
 pub(crate) struct End<'a> {
     pub(crate) name: &'a str,
@@ -25,6 +29,9 @@ pub(crate) struct End<'a> {
 }
 
 /// A veth pair: one end in the namespace of the socket, the other in `peer_netns`. Both are down.
+///
+/// With one queue each way. Not told how many, the kernel makes one for each processor and takes all but one away again, and
+/// waits for all processors at that, twice, while nobody else can change any link.
 pub(crate) fn create_veth(end: &End<'_>, peer: &End<'_>, peer_netns: BorrowedFd<'_>, mtu: u32) -> Request {
     let mut other = LinkMessage::default();
     other.attributes = vec![
@@ -32,12 +39,16 @@ pub(crate) fn create_veth(end: &End<'_>, peer: &End<'_>, peer_netns: BorrowedFd<
         LinkAttribute::Address(peer.mac.to_vec()),
         LinkAttribute::Mtu(mtu),
         LinkAttribute::NetNsFd(peer_netns.as_raw_fd()),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
     ];
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(end.name.to_owned()),
         LinkAttribute::Address(end.mac.to_vec()),
         LinkAttribute::Mtu(mtu),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
@@ -51,14 +62,41 @@ pub(crate) fn create_veth(end: &End<'_>, peer: &End<'_>, peer_netns: BorrowedFd<
 /// detection and multicast reports when the link comes up.
 pub(crate) fn no_made_up_address(index: u32, name: &str) -> Request {
     let mut message = link_message(index);
-    message.attributes =
-        vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])])];
+    message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![no_address()])];
     Request::plain(
         RouteNetlinkMessage::SetLink(message),
         format!("turn off the link-local address of {name}"),
     )
+}
+
+fn no_address() -> AfSpecUnspec {
+    AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])
+}
+
+/// Sets kernel parameters of a link for IPv4, each by its number (`IPV4_DEVCONF_*`), and turns the link-local address
+/// off where there is IPv6.
+pub(crate) fn set_parameters(name: &str, v4: &[(u16, u32)], ipv6: bool) -> Request {
+    let mut message = LinkMessage::default();
+    let mut families = vec![AfSpecUnspec::Other(DefaultNla::new(AF_INET, parameters(v4)))];
+    families.extend(ipv6.then(no_address));
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::AfSpecUnspec(families)];
+    let action = format!("set the kernel parameters of {name}");
+    Request::plain(RouteNetlinkMessage::SetLink(message), action)
+}
+
+/// `IFLA_INET_CONF` as the kernel takes it: an attribute for each. (It tells them otherwise: as an array of all.)
+fn parameters(values: &[(u16, u32)]) -> Vec<u8> {
+    let header = |bytes: &mut Vec<u8>, kind: u16, length: usize| {
+        bytes.extend((length as u16 + 4).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+    };
+    let mut bytes = Vec::with_capacity(4 + 8 * values.len());
+    header(&mut bytes, IFLA_INET_CONF, 8 * values.len());
+    for (kind, value) in values {
+        header(&mut bytes, *kind, 4);
+        bytes.extend(value.to_ne_bytes());
+    }
+    bytes
 }
 
 /// Sets a link up.

@@ -48,5 +48,6 @@ pub(crate) use netlink::Netlink;
 pub use netlink::NetlinkError;
 pub use netns::NetnsError;
 pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};
+pub use node::Ends;
 pub use route::ROUTE_PROTOCOL;
 pub use sysctl::SysctlError;

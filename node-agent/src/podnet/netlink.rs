@@ -136,6 +136,23 @@ impl Netlink {
 
     /// Like [`Netlink::apply`], with an answer for each request.
     pub(crate) fn apply_each(&mut self, requests: Vec<Request>) -> Vec<Result<(), NetlinkError>> {
+        self.carry_out(requests, |_| {})
+    }
+
+    /// Like [`Netlink::apply`]; what requests that read something are told is handed over as it came, with its header.
+    pub(crate) fn apply_and_read(
+        &mut self,
+        requests: Vec<Request>,
+        told: impl FnMut(&[u8]),
+    ) -> Result<(), NetlinkError> {
+        self.carry_out(requests, told).into_iter().collect()
+    }
+
+    fn carry_out(
+        &mut self,
+        requests: Vec<Request>,
+        mut told: impl FnMut(&[u8]),
+    ) -> Vec<Result<(), NetlinkError>> {
         let mut bytes = Vec::new();
         let first = self.sequence.wrapping_add(1);
         let mut actions = Vec::with_capacity(requests.len());
@@ -149,11 +166,13 @@ impl Netlink {
             while missing > 0 {
                 let received = self.receive(|frame| {
                     let index = frame.sequence.wrapping_sub(first) as usize;
-                    if let (Some(answer), NLMSG_ERROR) = (answers.get_mut(index), frame.kind)
-                        && answer.is_none()
-                    {
-                        *answer = Some(frame.verdict(&actions[index]));
-                        missing -= 1;
+                    match (answers.get_mut(index), frame.kind) {
+                        (Some(answer @ None), NLMSG_ERROR) => {
+                            *answer = Some(frame.verdict(&actions[index]));
+                            missing -= 1;
+                        }
+                        (Some(None), _) => told(frame.bytes),
+                        _ => {}
                     }
                 });
                 if let Err(error) = received {

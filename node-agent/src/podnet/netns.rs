@@ -1,7 +1,7 @@
 //! Working inside another network namespace.
 //!
 //! A thread that changes its namespace would carry everything that later runs on it along. So the work is done
-//! on a thread made for it, which ends with it.
+//! on a thread made for it, which ends with it; but for a thread that is there already.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -67,6 +67,9 @@ impl Netns {
 
     /// Runs `work` inside the namespace.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        if Self::current().is_ok_and(|current| current.is(self)) {
+            return Ok(work());
+        }
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))

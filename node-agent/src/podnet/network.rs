@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moat_policies::Node;
+use tokio::sync::Semaphore;
 use tokio::task;
 
 use super::PodNetError;
 use super::attachment::{Attachment, AttachmentKey};
 use super::journal::{self, JournalError};
-use super::node::NodeNetwork;
+use super::node::{Ends, NodeNetwork};
+use super::wire;
 
 /// How a node's pod network is set up.
 #[derive(Clone, Debug)]
@@ -67,7 +69,27 @@ pub struct Gc {
 /// Calls about different attachments may run at the same time; those about one must come one after the other
 /// (the CNI server sees to that).
 #[derive(Clone, Debug)]
-pub struct PodNet(Arc<NodeNetwork>);
+pub struct PodNet {
+    node: Arc<NodeNetwork>,
+    lanes: Arc<Lanes>,
+}
+
+/// Who may change links just now. The kernel has one lock for all links of all namespaces, and who waits for it costs its holder
+/// time: so they wait here, first come, first served.
+#[derive(Debug)]
+struct Lanes {
+    make: Semaphore,
+    /// Apart, so that a pod that is nearly there does not wait for all who come after it.
+    raise: Semaphore,
+    /// More than one: the kernel takes a link away mostly without the lock, waiting for processors to let go of it.
+    remove: Semaphore,
+}
+
+impl Lanes {
+    fn new() -> Self {
+        Self { make: Semaphore::new(1), raise: Semaphore::new(1), remove: Semaphore::new(4) }
+    }
+}
 
 /// Every attachment that the agent with the state folder `state_dir` has recorded. Safe while that agent runs.
 pub fn read_attachments(state_dir: &Path) -> Result<Vec<Attachment>, JournalError> {
@@ -82,7 +104,7 @@ impl PodNet {
     /// nobody knows whose it is is closed, its addresses reserved. Routes are made where they are missing.
     /// No address can be given before [`PodNet::set_nodes`].
     pub fn open(config: PodNetConfig) -> Result<Self, PodNetError> {
-        Ok(Self(Arc::new(NodeNetwork::open(config)?)))
+        Ok(Self { node: Arc::new(NodeNetwork::open(config)?), lanes: Arc::new(Lanes::new()) })
     }
 
     /// Tells which node this is and which others there are: where addresses come from, and which routes are needed.
@@ -98,51 +120,46 @@ impl PodNet {
     /// What an earlier try for the same attachment left is removed first, unless that try was brought to its end: then
     /// there is such an interface, and the specification wants an error.
     pub async fn reserve(&self, request: Prepare) -> Result<Attachment, PodNetError> {
-        self.blocking(move |node| node.reserve(request)).await
+        self.in_lane(&self.lanes.make, move |node| node.reserve(request)).await
     }
 
-    /// Makes the interface of a reserved attachment, whose node's end stays down, and sees to it that the record is on the
-    /// disk. After an error nothing is left, and the addresses are released.
-    pub async fn build(&self, attachment: &Attachment) -> Result<(), PodNetError> {
-        let pair = attachment.clone();
-        // Beside each other: a power failure takes the pair along, so it need not wait for the disk.
-        let (built, synced) =
-            tokio::join!(self.blocking(move |node| node.build(&pair)), self.blocking(NodeNetwork::sync));
-        let Err(error) = built.and(synced) else { return Ok(()) };
-        Err(match self.remove(&attachment.key()).await {
-            Ok(_) => error,
-            Err(also) => PodNetError::Several(vec![error, also]),
-        })
+    /// Waits until everything that was reserved before is on the disk. Only then may anybody be told of it; but links can be made
+    /// and come up meanwhile, since a power failure takes them along.
+    pub async fn recorded(&self) -> Result<(), PodNetError> {
+        self.blocking(NodeNetwork::sync).await
     }
 
-    /// [`PodNet::reserve`], then [`PodNet::build`].
-    pub async fn prepare(&self, request: Prepare) -> Result<Attachment, PodNetError> {
-        let attachment = self.reserve(request).await?;
-        self.build(&attachment).await?;
-        Ok(attachment)
-    }
-
-    /// Sets the node's end up and leads the pod's addresses to it: from now on packets pass. May be called again.
-    pub async fn activate(&self, attachment: &Attachment) -> Result<(), PodNetError> {
+    /// Makes the interface of a reserved attachment, whose node's end stays down. After an error, [`PodNet::remove`] it.
+    pub async fn build(&self, attachment: &Attachment) -> Result<Ends, PodNetError> {
         let attachment = attachment.clone();
-        self.blocking(move |node| node.activate(&attachment)).await
+        self.in_lane(&self.lanes.make, move |node| node.build(&attachment)).await
+    }
+
+    /// Sets the node's end up and leads the pod's addresses to it: from now on packets pass. After an error,
+    /// [`PodNet::remove`] it.
+    pub async fn activate(&self, attachment: &Attachment, ends: Ends) -> Result<(), PodNetError> {
+        let up = attachment.clone();
+        let raise = move |node: &NodeNetwork| node.activate(&up, &ends).map(|()| ends);
+        let mut ends = self.in_lane(&self.lanes.raise, raise).await?;
+        let attachment = attachment.clone();
+        self.blocking(move |_| wire::wait_until_ready(&mut ends.pod, &attachment)).await
     }
 
     /// Takes an attachment away and returns what it was; `None` where there was none. After an error nothing was
     /// forgotten: its addresses stay held until a later call succeeds.
     pub async fn remove(&self, key: &AttachmentKey) -> Result<Option<Attachment>, PodNetError> {
         let key = key.clone();
-        self.blocking(move |node| node.remove(&key)).await
+        self.in_lane(&self.lanes.remove, move |node| node.remove(&key)).await
     }
 
     /// Every attachment there is, the oldest first.
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.0.attachments()
+        self.node.attachments()
     }
 
     /// The attachment of this key.
     pub fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
-        self.0.attachment(key)
+        self.node.attachment(key)
     }
 
     /// Compares an attachment with what is recorded and with what the kernel has. `addresses` and `gateways` are what
@@ -167,7 +184,7 @@ impl PodNet {
 
     /// The attachments of `network` that are not among `valid`.
     pub fn stale(&self, network: &str, valid: &BTreeSet<AttachmentKey>) -> Vec<Attachment> {
-        let mut attachments = self.0.attachments();
+        let mut attachments = self.node.attachments();
         attachments.retain(|a| a.network == network && !valid.contains(&a.key()));
         attachments
     }
@@ -200,12 +217,23 @@ impl PodNet {
 
     /// Whether an address could be given now.
     pub fn available(&self) -> Result<(), PodNetError> {
-        self.0.available()
+        self.node.available()
+    }
+
+    /// Runs `work`, which changes links, when its turn comes.
+    async fn in_lane<T: Send + 'static>(
+        &self,
+        lane: &Semaphore,
+        work: impl FnOnce(&NodeNetwork) -> T + Send + 'static,
+    ) -> T {
+        // Nobody ever closes a lane.
+        let _turn = lane.acquire().await.ok();
+        self.blocking(work).await
     }
 
     /// Runs `work`, which waits for the kernel and the disk, where it holds nobody up.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&NodeNetwork) -> T + Send + 'static) -> T {
-        let node = Arc::clone(&self.0);
+        let node = Arc::clone(&self.node);
         match task::spawn_blocking(move || work(&node)).await {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),

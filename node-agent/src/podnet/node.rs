@@ -27,6 +27,15 @@ use super::{PodNetConfig, PodNetError, Prepare};
 /// The MTU of a pod whose node's links are not known.
 const DEFAULT_MTU: u32 = 1500;
 
+/// Both ends of a pair that was made, and whose node's end is down.
+#[derive(Debug)]
+pub struct Ends {
+    /// The node's.
+    index: u32,
+    /// A socket where the pod's is.
+    pub(crate) pod: Netlink,
+}
+
 #[derive(Debug)]
 pub(crate) struct NodeNetwork {
     pub(crate) config: PodNetConfig,
@@ -183,12 +192,12 @@ impl NodeNetwork {
         Ok(attachment)
     }
 
-    pub(crate) fn build(&self, attachment: &Attachment) -> Result<(), PodNetError> {
-        wire::build(attachment, &Netns::open(&attachment.netns)?, &self.node)?;
+    pub(crate) fn build(&self, attachment: &Attachment) -> Result<Ends, PodNetError> {
+        let pod = wire::build(attachment, &Netns::open(&attachment.netns)?, &self.node)?;
         failpoint::reach("pod's end made");
-        self.netlink(|netlink| Ok(wire::mark(netlink, attachment)?))?;
+        let index = self.netlink(|netlink| wire::prepare_node_end(netlink, attachment, &self.node))?;
         failpoint::reach("marked");
-        Ok(())
+        Ok(Ends { index, pod })
     }
 
     /// Waits until everything that was recorded so far is on the disk.
@@ -199,14 +208,11 @@ impl NodeNetwork {
         Ok(())
     }
 
-    pub(crate) fn activate(&self, attachment: &Attachment) -> Result<(), PodNetError> {
-        // On a thread that is sure to be in the node's namespace, where the link's parameters are.
-        let (name, ipv6) = (&attachment.host_ifname, attachment.v6.is_some());
-        self.node.run(|| sysctl::set_all(&sysctl::of_host_end(name, ipv6)))??;
+    pub(crate) fn activate(&self, attachment: &Attachment, ends: &Ends) -> Result<(), PodNetError> {
         failpoint::reach("before up");
-        self.netlink(|netlink| wire::connect(netlink, attachment))?;
+        self.netlink(|netlink| Ok(wire::connect(netlink, ends.index, attachment)?))?;
         failpoint::reach("up");
-        wire::wait_until_ready(attachment, &Netns::open(&attachment.netns)?)
+        Ok(())
     }
 
     pub(crate) fn remove(&self, key: &AttachmentKey) -> Result<Option<Attachment>, PodNetError> {

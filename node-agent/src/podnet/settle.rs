@@ -126,7 +126,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::attachment::macs;
-    use super::super::links::Link;
     use super::*;
 
     fn attachment(container: &str, last: u8) -> Attachment {
@@ -150,19 +149,6 @@ mod tests {
         }
     }
 
-    fn link(a: &Attachment, index: u32) -> PodLink {
-        let link = Link {
-            index,
-            name: a.host_ifname.clone(),
-            mtu: a.mtu,
-            up: true,
-            veth: true,
-            alias: identity::of(a).unwrap().into_bytes(),
-            ..Link::default()
-        };
-        PodLink { link, addresses: a.addresses().collect() }
-    }
-
     fn containers(settled: &Settled) -> Vec<&str> {
         settled.kept.iter().map(|kept| kept.attachment.container_id.as_str()).collect()
     }
@@ -170,7 +156,7 @@ mod tests {
     #[test]
     fn where_both_agree_nothing_is_to_be_done() {
         let (a, b) = (attachment("a", 1), attachment("b", 2));
-        let settled = settle(&[b.clone(), a.clone()], &[link(&a, 5), link(&b, 9)]);
+        let settled = settle(&[b.clone(), a.clone()], &[PodLink::of(&a, 5), PodLink::of(&b, 9)]);
         assert_eq!(containers(&settled), ["a", "b"], "the oldest link first");
         assert!(settled.kept.iter().all(|kept| !kept.unmarked && !kept.rebuilt && kept.up));
         assert!(settled.closed.is_empty() && settled.stray.is_empty() && settled.gone.is_empty());
@@ -179,7 +165,7 @@ mod tests {
     #[test]
     fn without_records_the_links_tell_all_but_the_namespace() {
         let a = attachment("a", 1);
-        let settled = settle(&[], &[link(&a, 5)]);
+        let settled = settle(&[], &[PodLink::of(&a, 5)]);
         assert_eq!(settled.kept[0].attachment, Attachment { netns: "".into(), ..a });
         assert!(settled.kept[0].rebuilt && !settled.kept[0].unmarked);
     }
@@ -188,7 +174,7 @@ mod tests {
     fn records_stand_for_aliases_that_are_missing_or_damaged() {
         let a = attachment("a", 1);
         for alias in [&b""[..], b"uplink of rack 7", b"\xff"] {
-            let mut pod = link(&a, 5);
+            let mut pod = PodLink::of(&a, 5);
             pod.link.alias = alias.to_vec();
             let settled = settle(std::slice::from_ref(&a), &[pod]);
             assert_eq!(settled.kept[0].attachment, a);
@@ -199,7 +185,7 @@ mod tests {
     #[test]
     fn an_old_record_gives_way_to_what_the_link_says() {
         let (old, new) = (attachment("a", 1), attachment("a", 2));
-        let settled = settle(&[old], &[link(&new, 5)]);
+        let settled = settle(&[old], &[PodLink::of(&new, 5)]);
         assert_eq!(settled.kept[0].attachment, new);
         assert!(settled.kept[0].rebuilt && settled.gone.is_empty());
     }
@@ -207,7 +193,7 @@ mod tests {
     #[test]
     fn a_link_of_which_nobody_knows_is_closed_and_keeps_its_addresses() {
         let a = attachment("a", 1);
-        let mut pod = link(&a, 5);
+        let mut pod = PodLink::of(&a, 5);
         pod.link.alias.pop();
         let settled = settle(&[], &[pod.clone()]);
         let [closed] = &settled.closed[..] else { panic!("{settled:?}") };
@@ -226,7 +212,7 @@ mod tests {
     #[test]
     fn what_was_never_activated_is_a_stray_unless_it_is_recorded() {
         let a = attachment("a", 1);
-        let mut pod = link(&a, 5);
+        let mut pod = PodLink::of(&a, 5);
         (pod.link.up, pod.link.alias) = (false, vec![]);
         assert_eq!(settle(&[], std::slice::from_ref(&pod)).stray, std::slice::from_ref(&a.host_ifname));
         let settled = settle(std::slice::from_ref(&a), &[pod]);
@@ -237,13 +223,13 @@ mod tests {
     #[test]
     fn a_record_without_a_link_is_gone() {
         let (a, b) = (attachment("a", 1), attachment("b", 2));
-        assert_eq!(settle(&[a.clone(), b.clone()], &[link(&b, 5)]).gone, [a.key()]);
+        assert_eq!(settle(&[a.clone(), b.clone()], &[PodLink::of(&b, 5)]).gone, [a.key()]);
     }
 
     #[test]
     fn of_two_links_with_one_address_the_first_keeps_it() {
         let (a, b) = (attachment("a", 1), attachment("b", 1));
-        let settled = settle(&[a.clone(), b.clone()], &[link(&b, 5), link(&a, 9)]);
+        let settled = settle(&[a.clone(), b.clone()], &[PodLink::of(&b, 5), PodLink::of(&a, 9)]);
         assert_eq!(containers(&settled), ["b"]);
         assert_eq!(settled.closed[0].link, a.host_ifname);
         assert_eq!(settled.gone, [a.key()]);
@@ -263,7 +249,7 @@ mod tests {
                 .into_iter()
                 .map(|(container, (last, alias, up))| {
                     let a = of((container, last));
-                    let mut pod = link(&a, 10 + u32::from(container));
+                    let mut pod = PodLink::of(&a, 10 + u32::from(container));
                     match alias {
                         0 => pod.link.alias = vec![],
                         1 => drop(pod.link.alias.pop()),

@@ -1,4 +1,9 @@
 //! Kernel parameters below `/proc/sys/net`, of the network namespace that the calling thread is in.
+//!
+//! Some are written under the lock that all changes of links take, and a write that finds the lock taken does not sleep: the
+//! kernel has the process call again and again, until the lock is free. A hundred ADDs at once would keep every processor
+//! busy with that, and the lock's holder from going on. So what a link needs while pods come is set with the link's
+//! other properties, by netlink, or is written by files that take no lock.
 
 use std::fs;
 use std::io;
@@ -57,29 +62,43 @@ pub(crate) fn forward_ipv6() -> Result<(), SysctlError> {
     set("ipv6/conf/all/forwarding", "1")
 }
 
-/// What the host end of a pod needs before it comes up, each with its value.
-pub(crate) fn of_host_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
-    let mut wanted = vec![
-        // The agent's own chain on the link pins the pod's addresses for both families, at a lower price than this one's.
-        (format!("ipv4/conf/{name}/rp_filter"), "0"),
-        (format!("ipv4/conf/{name}/forwarding"), "1"),
-        // The pod knows its gateway's hardware address; nothing is to be answered in somebody else's name.
-        (format!("ipv4/conf/{name}/proxy_arp"), "0"),
-        (format!("ipv4/conf/{name}/accept_redirects"), "0"),
-    ];
+/// What the host end of a pod needs for IPv4, with the number that netlink knows it by (`IPV4_DEVCONF_*`) and its value.
+const V4_OF_HOST_END: [(&str, u16, bool); 4] = [
+    // The agent's own chain on the link pins the pod's addresses for both families, at a lower price than this one's.
+    ("rp_filter", 8, false),
+    ("forwarding", 1, true),
+    // The pod knows its gateway's hardware address; nothing is to be answered in somebody else's name.
+    ("proxy_arp", 3, false),
+    ("accept_redirects", 4, false),
+];
+
+/// The parameters of a host end that netlink sets, each with its number and value.
+pub(crate) fn of_host_end_by_number() -> Vec<(u16, u32)> {
+    V4_OF_HOST_END.iter().map(|&(_, number, value)| (number, u32::from(value))).collect()
+}
+
+/// What the host end of a pod needs besides that before it comes up, each with its value. `forwarding` and `disable_ipv6` take
+/// the lock; a new link of a node that forwards has both right, so as a rule they are only read.
+///
+/// A pod without IPv6 has a link with IPv6 all the same. No address is on it, and the pod's chain lets no IPv6 packet through.
+pub(crate) fn of_host_end_by_file(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     if !has_ipv6() {
-        return wanted;
+        return Vec::new();
     }
     // What comes from a pod never configures the node.
-    wanted.push((format!("ipv6/conf/{name}/accept_ra"), "0"));
-    wanted.push((format!("ipv6/conf/{name}/accept_redirects"), "0"));
+    let mut wanted = vec![("accept_ra", "0"), ("accept_redirects", "0")];
     if ipv6 {
-        wanted.push((format!("ipv6/conf/{name}/disable_ipv6"), "0"));
-        wanted.push((format!("ipv6/conf/{name}/forwarding"), "1"));
-    } else {
-        wanted.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
+        wanted.extend([("disable_ipv6", "0"), ("forwarding", "1")]);
     }
-    wanted
+    wanted.into_iter().map(|(parameter, value)| (format!("ipv6/conf/{name}/{parameter}"), value)).collect()
+}
+
+/// All that the host end of a pod needs, each with its value.
+pub(crate) fn of_host_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let v4 = V4_OF_HOST_END.iter().map(|&(parameter, _, value)| {
+        (format!("ipv4/conf/{name}/{parameter}"), if value { "1" } else { "0" })
+    });
+    v4.chain(of_host_end_by_file(name, ipv6)).collect()
 }
 
 /// What the pod's end needs before it comes up, each with its value.

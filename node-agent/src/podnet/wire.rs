@@ -18,6 +18,9 @@ use super::route::{Hop, Route};
 use super::settle::Closed;
 use super::sysctl;
 
+/// The loopback interface, in every namespace: the kernel makes it before all others.
+const LOOPBACK: u32 = 1;
+
 /// How long the kernel may take to notice that both ends of a pair are up.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
@@ -57,26 +60,55 @@ pub(crate) fn host_route(index: u32, address: IpAddr) -> Route {
     Route { to: host_prefix(address), hop: Hop::Link(index), metric: 0 }
 }
 
-/// Makes the pair and the pod's end of it. The node's end exists afterwards under its final name, and is down.
+/// Makes the pair and the pod's end of it. The node's end exists afterwards under its final name, and is down. Returns a socket
+/// in the pod's namespace.
 ///
 /// It is born in the pod's namespace, because there the name it shall have is free or the runtime is mistaken;
 /// the other way round, two pods' ends would meet under one name in the node's namespace.
-pub(crate) fn build(attachment: &Attachment, pod: &Netns, node: &Netns) -> Result<(), PodNetError> {
+pub(crate) fn build(attachment: &Attachment, pod: &Netns, node: &Netns) -> Result<Netlink, PodNetError> {
     pod.run(|| build_inside(attachment, node))?
+}
+
+/// Writes to the node's end whose it is, and sets its kernel parameters. Returns its index.
+pub(crate) fn prepare_node_end(
+    netlink: &mut Netlink,
+    attachment: &Attachment,
+    node: &Netns,
+) -> Result<u32, PodNetError> {
+    let name = attachment.host_ifname.as_str();
+    let mut requests: Vec<Request> = alias(attachment).into_iter().collect();
+    requests.push(parameters(name));
+    let link = netlink.link_after(requests, name)?.ok_or_else(|| PodNetError::LinkGone(name.to_owned()))?;
+    set_files(attachment, node)?;
+    Ok(link.index)
 }
 
 /// Writes to the node's end whose it is.
 pub(crate) fn mark(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), NetlinkError> {
-    match identity::of(attachment) {
-        Some(alias) => netlink.apply(vec![messages::set_alias(&attachment.host_ifname, &alias)]),
-        None => {
-            warn!(
-                pod = %attachment.pod(),
-                "its names are too long for a link's alias: should the state folder be lost, the pod is closed"
-            );
-            Ok(())
-        }
+    netlink.apply(alias(attachment).into_iter().collect())
+}
+
+fn alias(attachment: &Attachment) -> Option<Request> {
+    let alias = identity::of(attachment);
+    if alias.is_none() {
+        warn!(
+            pod = %attachment.pod(),
+            "its names are too long for a link's alias: should the state folder be lost, the pod is closed"
+        );
     }
+    alias.map(|alias| messages::set_alias(&attachment.host_ifname, &alias))
+}
+
+/// The kernel parameters of the node's end that netlink sets.
+fn parameters(name: &str) -> Request {
+    messages::set_parameters(name, &sysctl::of_host_end_by_number(), sysctl::has_ipv6())
+}
+
+/// The others.
+fn set_files(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError> {
+    // On a thread that is sure to be in the node's namespace, where the link's parameters are.
+    let (name, ipv6) = (&attachment.host_ifname, attachment.v6.is_some());
+    Ok(node.run(|| sysctl::set_all(&sysctl::of_host_end_by_file(name, ipv6)))??)
 }
 
 /// Sets a link down for good of which nobody knows whose it is, and writes to it which addresses it may hold.
@@ -87,12 +119,16 @@ pub(crate) fn close(netlink: &mut Netlink, closed: &Closed) -> Result<(), Netlin
     ])
 }
 
-/// Makes of the node's end what it was, but for what [`connect`] does.
-pub(crate) fn mend_node_end(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), PodNetError> {
+/// Makes of the node's end what it was.
+pub(crate) fn mend_node_end(
+    netlink: &mut Netlink,
+    attachment: &Attachment,
+    node: &Netns,
+) -> Result<(), PodNetError> {
+    let index = prepare_node_end(netlink, attachment, node)?;
     let name = attachment.host_ifname.as_str();
-    let index = index_of(netlink, name)?;
     netlink.apply(vec![messages::set_mac_and_mtu(index, name, attachment.host_mac, attachment.mtu)])?;
-    Ok(mark(netlink, attachment)?)
+    Ok(connect(netlink, index, attachment)?)
 }
 
 /// Makes of the pod's end what it was. A default route is made only where there is none of its family: a later plugin may
@@ -120,25 +156,23 @@ pub(crate) fn mend_pod_end(attachment: &Attachment, pod: &Netns) -> Result<(), P
     })?
 }
 
-fn build_inside(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError> {
+fn build_inside(attachment: &Attachment, node: &Netns) -> Result<Netlink, PodNetError> {
     use std::os::fd::AsFd;
     let name = attachment.ifname.as_str();
     let mut netlink = Netlink::open()?;
     let pod_end = End { name, mac: attachment.pod_mac };
     let host_end = End { name: &attachment.host_ifname, mac: attachment.host_mac };
-    netlink
-        .apply(vec![messages::create_veth(&pod_end, &host_end, node.as_fd(), attachment.mtu)])
-        .map_err(|error| exists(error, attachment))?;
+    let pair = messages::create_veth(&pod_end, &host_end, node.as_fd(), attachment.mtu);
+    let link = netlink.link_after(vec![pair], name).map_err(|error| exists(error, attachment))?;
     failpoint::reach("veth made");
-    let index = index_of(&mut netlink, name)?;
-    let loopback = index_of(&mut netlink, "lo")?;
+    let index = link.ok_or_else(|| PodNetError::LinkGone(name.to_owned()))?.index;
     sysctl::set_all(&sysctl::of_pod_end(name, attachment.v6.is_some()))?;
     let mut requests = Vec::with_capacity(12);
     if sysctl::has_ipv6() {
         requests.push(messages::no_made_up_address(index, name));
     }
     // A pod reaches itself by its own address over the loopback interface.
-    requests.push(messages::set_up(loopback, "lo"));
+    requests.push(messages::set_up(LOOPBACK, "lo"));
     requests.extend(
         attachment.addresses().map(|address| messages::add_address(index, address, Existing::Refuse)),
     );
@@ -147,7 +181,8 @@ fn build_inside(attachment: &Attachment, node: &Netns) -> Result<(), PodNetError
         requests.push(messages::permanent_neighbour(index, gateway(address), attachment.host_mac));
         requests.extend(pod_routes(index, address).iter().map(Route::set));
     }
-    Ok(netlink.apply(requests)?)
+    netlink.apply(requests)?;
+    Ok(netlink)
 }
 
 /// The kernel says that one of the two names is taken. The node's end has a name of its own, and whatever had it was
@@ -160,25 +195,25 @@ fn exists(error: NetlinkError, attachment: &Attachment) -> PodNetError {
     }
 }
 
-/// Waits until the pod's end sends and takes packets.
+/// Waits until the pod's end sends and takes packets; `pod` is a socket in its namespace.
 ///
 /// Two things the kernel does in its own time: it was set up before the node's end was, so it learns of its carrier a moment
 /// after the node's end is up, and swallows until then what the pod sends; and an IPv6 address gets its local
 /// route from a work queue, even where no duplicate address detection is asked for.
-pub(crate) fn wait_until_ready(attachment: &Attachment, pod: &Netns) -> Result<(), PodNetError> {
-    pod.run(|| {
-        let mut netlink = Netlink::open()?;
-        netlink.watch()?;
-        let deadline = Instant::now() + READY_WITHIN;
-        while !is_ready(&mut netlink, attachment)? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(PodNetError::NotReady(attachment.key()));
-            }
-            netlink.wait(left)?;
+pub(crate) fn wait_until_ready(pod: &mut Netlink, attachment: &Attachment) -> Result<(), PodNetError> {
+    if is_ready(pod, attachment)? {
+        return Ok(());
+    }
+    pod.watch()?;
+    let deadline = Instant::now() + READY_WITHIN;
+    while !is_ready(pod, attachment)? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(PodNetError::NotReady(attachment.key()));
         }
-        Ok(())
-    })?
+        pod.wait(left)?;
+    }
+    Ok(())
 }
 
 fn is_ready(netlink: &mut Netlink, attachment: &Attachment) -> Result<bool, PodNetError> {
@@ -196,17 +231,16 @@ fn is_ready(netlink: &mut Netlink, attachment: &Attachment) -> Result<bool, PodN
     Ok(true)
 }
 
-/// Sets the node's end up and leads the pod's addresses to it. Doing it again changes nothing.
-pub(crate) fn connect(netlink: &mut Netlink, attachment: &Attachment) -> Result<(), PodNetError> {
-    let name = attachment.host_ifname.as_str();
-    let index = index_of(netlink, name)?;
-    let mut requests = Vec::with_capacity(6);
-    if sysctl::has_ipv6() {
-        requests.push(messages::no_made_up_address(index, name));
-    }
-    requests.push(messages::set_up(index, name));
+/// Sets the node's end up, whose index this is, and leads the pod's addresses to it. Doing it again changes nothing.
+pub(crate) fn connect(
+    netlink: &mut Netlink,
+    index: u32,
+    attachment: &Attachment,
+) -> Result<(), NetlinkError> {
+    let mut requests = Vec::with_capacity(5);
+    requests.push(messages::set_up(index, &attachment.host_ifname));
     requests.extend(lead(index, attachment));
-    Ok(netlink.apply(requests)?)
+    netlink.apply(requests)
 }
 
 /// The node's routes and neighbours of a pod.

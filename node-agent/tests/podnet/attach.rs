@@ -48,6 +48,9 @@ fn packets_pass_in_both() {
 fn add_answers_what_it_made() {
     in_world(|| {
         let node = TestNode::new(&[V4, V6]);
+        // Whatever a node gives its new links otherwise.
+        node.ns
+            .sh("cd /proc/sys/net/ipv4/conf/default; echo 0 > forwarding; echo 1 | tee rp_filter proxy_arp");
         let pod = node.plugin().pod("a");
         let result = &pod.result;
         let host = result["interfaces"][0]["name"].as_str().unwrap();
@@ -57,7 +60,7 @@ fn add_answers_what_it_made() {
         assert_eq!(result["ips"][0]["address"], "10.1.0.1/32");
         assert_eq!(result["ips"][1]["address"], "fd00:1::1/128");
         let link = |ns: &Namespace, name: &str| -> Value {
-            serde_json::from_str::<Value>(&ns.sh(&format!("ip -j addr show {name}"))).unwrap()[0].clone()
+            serde_json::from_str::<Value>(&ns.sh(&format!("ip -d -j addr show {name}"))).unwrap()[0].clone()
         };
         let (inside, outside) = (link(&pod.ns, "eth0"), link(&node.ns, host));
         assert_eq!(inside["address"], result["interfaces"][1]["mac"]);
@@ -70,8 +73,22 @@ fn add_answers_what_it_made() {
         let sysctl = |name: &str| node.ns.sh(&format!("cat /proc/sys/net/{name}")).trim().to_owned();
         assert_eq!(sysctl("ipv4/ip_forward"), "1");
         assert_eq!(sysctl("ipv6/conf/all/forwarding"), "1");
-        assert_eq!(sysctl(&format!("ipv6/conf/{host}/accept_ra")), "0");
-        assert_eq!(sysctl(&format!("ipv4/conf/{host}/proxy_arp")), "0");
+        for (parameter, value) in [
+            ("ipv4", "rp_filter", "0"),
+            ("ipv4", "forwarding", "1"),
+            ("ipv4", "proxy_arp", "0"),
+            ("ipv4", "accept_redirects", "0"),
+            ("ipv6", "accept_ra", "0"),
+            ("ipv6", "accept_redirects", "0"),
+            ("ipv6", "forwarding", "1"),
+        ]
+        .map(|(family, parameter, value)| (format!("{family}/conf/{host}/{parameter}"), value))
+        {
+            assert_eq!(sysctl(&parameter), value, "{parameter}");
+        }
+        for end in [&inside, &outside] {
+            assert_eq!((&end["num_tx_queues"], &end["num_rx_queues"]), (&json!(1), &json!(1)), "{end}");
+        }
     });
 }
 

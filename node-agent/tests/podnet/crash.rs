@@ -229,7 +229,13 @@ fn a_half_made_attachment_is_made_anew() {
         };
         let half = |node: &TestNode, id: &str| {
             let (podnet, request) = (node.podnet().clone(), request(id));
-            node.ns.run(move || runtime().block_on(podnet.prepare(request)).unwrap())
+            node.ns.run(move || {
+                runtime().block_on(async {
+                    let attachment = podnet.reserve(request).await.unwrap();
+                    podnet.build(&attachment).await.unwrap();
+                    attachment
+                })
+            })
         };
         let first = half(&node, "a");
         let state = node.ns.sh(&format!("ip -o link show {}", first.host_ifname));

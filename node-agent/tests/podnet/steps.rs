@@ -172,7 +172,8 @@ impl World {
                 self.node.start_dying(point);
                 let answer = self.plugin("ADD", None);
                 self.node.has_died();
-                if !matches!(point, "in force" | "before up" | "up" | "added") {
+                // The record is written to the disk beside all of it: when that is done, policy may be in force.
+                if !matches!(point, "synced" | "in force" | "before up" | "up" | "added") {
                     self.nothing_passes(point);
                 }
                 answer.success
@@ -269,5 +270,37 @@ fn a_death_at_any_step_leaves_nothing_behind() {
             all.len(),
             started.elapsed().as_secs_f64()
         );
+    });
+}
+
+/// The plugin dies after it has asked, and the runtime asks again at once, while the agent still works on the first request or
+/// has just done so: whichever of the two makes the interface, the container has one address, and keeps it.
+#[test]
+fn who_asks_again_finds_the_same_address() {
+    in_world(|| {
+        crate::world::plugin_binary();
+        let world = World::new();
+        for round in 0..5 {
+            assert!(!world.plugin("ADD", Some("asked")).success, "it did not die");
+            let again = world.plugin("ADD", None);
+            let held = |world: &World| {
+                let recorded = world.node.recorded().into_iter().filter(|a| a.container_id == "subject");
+                recorded.collect::<Vec<_>>()
+            };
+            let [subject] = &held(&world)[..] else { panic!("round {round}: {:?}", held(&world)) };
+            match again.success {
+                true => assert_eq!(addresses(&again.ok()), subject.addresses().collect::<Vec<_>>()),
+                // The first one came to its end.
+                false => drop(again.fails_with(102)),
+            }
+            world.plugin("ADD", None).fails_with(102);
+            assert_eq!(held(&world), std::slice::from_ref(subject), "round {round}");
+            world.consistent(&format!("round {round}"));
+            for address in subject.addresses() {
+                tcp(&world.node.ns, &world.subject, address);
+            }
+            world.plugin("DEL", None).ok();
+            world.gone(&format!("round {round}"));
+        }
     });
 }

@@ -110,8 +110,10 @@ impl Handler for Bare {
             pod_uid: add.pod_uid,
             netns: add.netns,
         };
-        let attachment = self.0.prepare(request).await?;
-        if let Err(error) = self.0.activate(&attachment).await {
+        let attachment = self.0.reserve(request).await?;
+        let up = async { self.0.activate(&attachment, self.0.build(&attachment).await?).await };
+        let (up, recorded) = tokio::join!(up, self.0.recorded());
+        if let Err(error) = up.and(recorded) {
             self.0.remove(&key).await?;
             return Err(error.into());
         }

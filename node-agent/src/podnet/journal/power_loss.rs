@@ -12,8 +12,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::super::disk::Op;
-use super::super::identity;
-use super::super::links::{Link, PodLink};
+use super::super::links::PodLink;
 use super::super::settle::settle;
 use super::tests::{attachment, key};
 use super::*;
@@ -149,18 +148,11 @@ fn read(bytes: Option<&[u8]>) -> Decoded {
 }
 
 fn link(container: &str, address: IpAddr, index: u32, alias: bool) -> PodLink {
-    let a = attachment(container, &address.to_string());
-    let alias = if alias { identity::of(&a).unwrap().into_bytes() } else { Vec::new() };
-    let link = Link {
-        index,
-        name: a.host_ifname.clone(),
-        mtu: a.mtu,
-        up: true,
-        veth: true,
-        alias,
-        ..Link::default()
-    };
-    PodLink { link, addresses: [address].into() }
+    let mut pod = PodLink::of(&attachment(container, &address.to_string()), index);
+    if !alias {
+        pod.link.alias.clear();
+    }
+    pod
 }
 
 /// After the machine died: no link is there, so every attachment's address is about to rest. None that a pod was told may look
