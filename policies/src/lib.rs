@@ -25,12 +25,14 @@ mod evaluate;
 mod explain;
 mod flow;
 mod hash;
+mod labels;
 mod name;
 mod object;
 mod objects;
 mod prefixes;
 mod program;
 mod selector;
+mod sharing;
 
 pub use block::{Block, BlockError};
 pub use cluster::Cluster;
@@ -38,10 +40,11 @@ pub use evaluate::{Evaluator, Judgement, Matrix, Party};
 pub use flow::{
     Candidate, Endpoint, Family, Flow, Miss, Reason, RuleRef, Side, Traffic, UnknownEndpoint, Verdict,
 };
+pub use labels::Labels;
 pub use name::NamespacedName;
 pub use object::{
-    ContainerPort, Direction, Key, Labels, Namespace, NamespaceScope, NetworkPolicy, Node, Object, Peer,
-    Peers, Pod, PortMatch, PortRef, Ports, Protocol, Rule,
+    ContainerPort, Direction, Key, Namespace, NamespaceScope, NetworkPolicy, Node, Object, Peer, Peers, Pod,
+    PortMatch, PortRef, Ports, Protocol, Rule,
 };
 pub use objects::{NAMESPACE_NAME_LABEL, Objects};
 pub use program::{
@@ -49,3 +52,4 @@ pub use program::{
     ProgramId, SetChange, SetId, SetKind, SetUpdate,
 };
 pub use selector::{Operator, Requirement, Selector, SelectorError};
+pub use sharing::Sharing;

@@ -3,17 +3,13 @@
 //! A value of these types is valid by construction as far as a type can say it; what needs the object's
 //! text to be explained (field paths, reasons) is refused earlier, where the text is read.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{Block, NamespacedName, Selector};
-
-/// `metadata.labels`.
-pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+use crate::{Block, Labels, NamespacedName, Selector};
 
 /// A Namespace. The engine adds the label `kubernetes.io/metadata.name` itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

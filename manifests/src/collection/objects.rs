@@ -6,7 +6,7 @@ use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use moat_policies::{Key, NamespacedName, Object, Pod};
+use moat_policies::{Key, NamespacedName, Object, Pod, Sharing};
 use slab::Slab;
 
 use super::Changes;
@@ -23,6 +23,7 @@ pub(super) struct ObjectFiles {
     /// Who is described where.
     index: HashTable<Slot>,
     hasher: DefaultHashBuilder,
+    sharing: Sharing,
     /// Who is described more than once.
     twins: BTreeSet<Identity>,
     faulty: BTreeSet<Position>,
@@ -83,11 +84,19 @@ impl ObjectFiles {
     pub(super) fn put(&mut self, position: &Position, name: &Arc<str>, digest: u128, bytes: &[u8]) {
         let mut decoder = Decoder::default();
         on_a_deep_stack(|| decoder.file(name, bytes));
-        let Decoder { objects, templates, owned, seen, errors, warnings, .. } = decoder;
-        let described = |(identity, place): (Identity, Place)| Described {
-            identity,
-            document: u32::try_from(place.document).unwrap_or(u32::MAX),
-            line: place.line,
+        let Decoder { mut objects, templates, owned, seen, errors, warnings, .. } = decoder;
+        let sharing = &mut self.sharing;
+        for object in &mut objects {
+            if let Object::Pod(pod) = object {
+                sharing.share(pod);
+            }
+        }
+        let described = |(mut identity, place): (Identity, Place)| {
+            if let Identity::Object(Key::Pod(name)) = &mut identity {
+                sharing.share_name(name);
+            }
+            let document = u32::try_from(place.document).unwrap_or(u32::MAX);
+            Described { identity, document, line: place.line }
         };
         let mut described: Box<[Described]> = seen.into_iter().map(described).collect();
         described.sort_unstable_by(|a, b| (a.document, &a.identity).cmp(&(b.document, &b.identity)));

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::arena::Arena;
 use super::membership::{GroupIx, Membership, Moved, Profile, ProfileIx};
 use super::nodes::Nodes;
-use super::pods::{Claims, PodEntry, PodIx};
+use super::pods::{Claims, PodEntry, PodIx, PodNames};
 use super::programs::Programs;
 use super::rules::{RuleIx, Rules};
 use super::sets::{SetIx, Sets};
@@ -23,7 +23,7 @@ pub(super) struct Compiler {
     pub(super) rules: Rules,
     policies: HashMap<NamespacedName, Held>,
     pub(super) pods: Arena<PodEntry>,
-    pod_by_name: HashMap<NamespacedName, PodIx>,
+    pod_names: PodNames,
     pub(super) claims: Claims,
     pub(super) programs: Programs,
     pub(super) sets: Sets,
@@ -48,7 +48,7 @@ impl Compiler {
             rules,
             policies,
             pods,
-            pod_by_name,
+            pod_names,
             claims,
             programs,
             sets,
@@ -56,7 +56,7 @@ impl Compiler {
             dirty_profiles,
             dirty_pods,
         } = self;
-        let pods = pods.is_empty() && pod_by_name.is_empty() && claims.is_empty();
+        let pods = pods.is_empty() && pod_names.is_empty() && claims.is_empty();
         let policies = members.is_empty() && rules.is_empty() && policies.is_empty();
         let told = programs.is_empty() && sets.is_empty() && nodes.is_empty();
         pods && policies && told && dirty_profiles.is_empty() && dirty_pods.is_empty()
@@ -137,8 +137,8 @@ impl Compiler {
     pub(super) fn put_pod(&mut self, pod: &Pod) {
         let profile = self.members.profile(&pod.name.namespace, &pod.labels, &pod.ports);
         let node = pod.node.as_ref().map(|name| self.nodes.hold(name));
-        let ix = match self.pod_by_name.get(&pod.name) {
-            Some(&ix) => {
+        let ix = match self.pod_names.find(&pod.name, &self.pods) {
+            Some(ix) => {
                 let entry = &self.pods[ix];
                 if entry.profile == profile && entry.node == node {
                     // Only the addresses can differ, or nothing that matters here.
@@ -158,12 +158,12 @@ impl Compiler {
                     name: pod.name.clone(),
                     profile,
                     node,
-                    addresses: Vec::new(),
+                    addresses: Box::default(),
                     told: None,
                     dirty: false,
                 };
                 let ix = self.pods.insert(entry);
-                self.pod_by_name.insert(pod.name.clone(), ix);
+                self.pod_names.insert(ix, &self.pods);
                 ix
             }
         };
@@ -177,7 +177,7 @@ impl Compiler {
     }
 
     pub(super) fn remove_pod(&mut self, name: &NamespacedName) {
-        if let Some(ix) = self.pod_by_name.remove(name) {
+        if let Some(ix) = self.pod_names.remove(name, &self.pods) {
             self.detach(ix);
             self.pods.remove(ix);
         }
@@ -228,7 +228,7 @@ impl Compiler {
                 self.shift_address(ix, *address, 1);
             }
         }
-        self.pods[ix].addresses = after.to_vec();
+        self.pods[ix].addresses = after.into();
     }
 
     /// An address comes to its owner's sets (+1) or goes from them (-1).

@@ -1,10 +1,11 @@
 //! Pods and the addresses they claim.
 
+use std::hash::BuildHasher as _;
 use std::net::IpAddr;
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
-use super::arena::Ix;
+use super::arena::{Arena, Ix};
 use super::membership::ProfileIx;
 use super::nodes::NodeIx;
 use super::programs::ProgramEntry;
@@ -17,76 +18,98 @@ pub(super) struct PodEntry {
     pub(super) name: NamespacedName,
     pub(super) profile: ProfileIx,
     pub(super) node: Option<NodeIx>,
-    pub(super) addresses: Vec<IpAddr>,
+    pub(super) addresses: Box<[IpAddr]>,
     /// What its node was told last.
     pub(super) told: Option<[Option<Ix<ProgramEntry>>; 2]>,
     pub(super) dirty: bool,
 }
 
+/// Pods by their names. Of each it keeps the place only: the names are in the pods themselves.
+#[derive(Default)]
+pub(super) struct PodNames {
+    table: HashTable<PodIx>,
+    hasher: DefaultHashBuilder,
+}
+
+impl PodNames {
+    pub(super) fn find(&self, name: &NamespacedName, pods: &Arena<PodEntry>) -> Option<PodIx> {
+        self.table.find(self.hasher.hash_one(name), |ix| pods[*ix].name == *name).copied()
+    }
+
+    /// A pod that is new there.
+    pub(super) fn insert(&mut self, ix: PodIx, pods: &Arena<PodEntry>) {
+        let hash = |ix: &PodIx| self.hasher.hash_one(&pods[*ix].name);
+        self.table.insert_unique(hash(&ix), ix, hash);
+    }
+
+    pub(super) fn remove(&mut self, name: &NamespacedName, pods: &Arena<PodEntry>) -> Option<PodIx> {
+        let entry = self.table.find_entry(self.hasher.hash_one(name), |ix| pods[*ix].name == *name);
+        entry.ok().map(|entry| entry.remove().0)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+}
+
 /// Who claims which address. An address has one owner: where several pods claim it, none of them has it, since a
 /// packet from there could be any of theirs.
 #[derive(Default)]
-pub(super) struct Claims(HashMap<IpAddr, Claim>);
-
-enum Claim {
-    One(PodIx),
-    Several(Vec<PodIx>),
+pub(super) struct Claims {
+    /// The owners of addresses that one pod claims.
+    one: HashMap<IpAddr, PodIx>,
+    several: HashMap<IpAddr, Vec<PodIx>>,
 }
 
 impl Claims {
     /// A pod claims an address. Tells who owned it until now.
     pub(super) fn add(&mut self, address: IpAddr, pod: PodIx) -> Option<PodIx> {
-        match self.0.entry(address) {
-            hashbrown::hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(Claim::One(pod));
-                None
-            }
-            hashbrown::hash_map::Entry::Occupied(mut occupied) => match occupied.get_mut() {
-                Claim::One(owner) => {
-                    let owner = *owner;
-                    occupied.insert(Claim::Several(vec![owner, pod]));
-                    Some(owner)
-                }
-                Claim::Several(pods) => {
-                    pods.push(pod);
-                    None
-                }
-            },
+        if let Some(pods) = self.several.get_mut(&address) {
+            pods.push(pod);
+            return None;
         }
-    }
-
-    /// A pod claims an address no longer. Tells who owns it from now on.
-    pub(super) fn remove(&mut self, address: IpAddr, pod: PodIx) -> Option<PodIx> {
-        match self.0.get_mut(&address)? {
-            Claim::One(_) => {
-                self.0.remove(&address);
+        match self.one.entry(address) {
+            hashbrown::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(pod);
                 None
             }
-            Claim::Several(pods) => {
-                pods.retain(|p| *p != pod);
-                let [owner] = pods[..] else { return None };
-                self.0.insert(address, Claim::One(owner));
+            hashbrown::hash_map::Entry::Occupied(occupied) => {
+                let owner = occupied.remove();
+                self.several.insert(address, vec![owner, pod]);
                 Some(owner)
             }
         }
     }
 
+    /// A pod claims an address no longer. Tells who owns it from now on.
+    pub(super) fn remove(&mut self, address: IpAddr, pod: PodIx) -> Option<PodIx> {
+        let Some(pods) = self.several.get_mut(&address) else {
+            self.one.remove(&address);
+            return None;
+        };
+        pods.retain(|p| *p != pod);
+        let [owner] = pods[..] else { return None };
+        self.several.remove(&address);
+        self.one.insert(address, owner);
+        Some(owner)
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.one.is_empty() && self.several.is_empty()
     }
 
     /// The pods that claim an address.
     pub(super) fn of(&self, address: &IpAddr) -> &[PodIx] {
-        match self.0.get(address) {
-            None => &[],
-            Some(Claim::One(pod)) => std::slice::from_ref(pod),
-            Some(Claim::Several(pods)) => pods,
+        match self.one.get(address) {
+            Some(pod) => std::slice::from_ref(pod),
+            None => self.several.get(address).map_or(&[], |pods| pods),
         }
     }
 
     /// Whether the pod alone claims the address.
     pub(super) fn owns(&self, address: &IpAddr, pod: PodIx) -> bool {
-        matches!(self.0.get(address), Some(Claim::One(owner)) if *owner == pod)
+        self.one.get(address) == Some(&pod)
     }
 }

@@ -150,7 +150,7 @@ fn text(choices: &'static [&'static str]) -> impl Strategy<Value = Arc<str>> {
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
-    prop::collection::btree_map(text(&["app", "tier"]), text(&["x", "y"]), 0..=2)
+    prop::collection::btree_map(text(&["app", "tier"]), text(&["x", "y"]), 0..=2).prop_map(Labels::from_iter)
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
