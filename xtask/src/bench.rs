@@ -29,6 +29,8 @@ pub(crate) enum Bench {
     Flows,
     /// Starts of the data plane with 250 pods and 100,000 peers: how long, and how much memory; root only
     Agent,
+    /// What the agent holds that reads 100,000 pods from a folder and protects 250, and what it does at rest
+    Memory,
     /// From the rename of a manifest to the last packet let through, with the real agent
     Latency,
     /// The lab, all in one, with nine pods that serve three ports each over TCP and UDP
@@ -47,6 +49,7 @@ impl Bench {
             Bench::Crash => return crash(if quick { 64 } else { 1000 }),
             Bench::Flows => &["run", "--release", "-p", "moat-agent", "--example", "bench_flows"],
             Bench::Agent => &["bench", "-p", "moat-agent", "--bench", "agent"],
+            Bench::Memory => &["bench", "-p", "moat-agent", "--bench", "memory"],
             Bench::Latency if quick => &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"],
             Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
             Bench::Lab => return nine_pods(),
