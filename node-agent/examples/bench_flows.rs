@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Needs root, `ip` and `nft`. 250 pods of this node have opened connections to peers elsewhere: real packets made the
-//! entries. Every round reads the table bare, with nothing decoded, as `ip` and `conntrack` would have to, and then
+//! entries. One more pod is real, and gets a packet every 0.2 ms from who once answered it, while it says nothing itself. Every round reads the table bare, with nothing decoded, as `ip` and `conntrack` would have to, and then
 //! changes policy; so what disturbs the machine disturbs both alike. A ratio is the median of those of the rounds.
 //!
 //! The table is the whole machine's: all network namespaces share it and its limit, and every dump walks all of it.
@@ -17,6 +17,9 @@ mod space;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use moat_agent::dataplane::{Config, Dataplane, LayoutConfig, LocalPod, Update};
@@ -30,6 +33,9 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_NETFILTE
 use space::Space;
 
 const PODS: u16 = 250;
+
+/// The number of the pod that is real.
+const REAL: u16 = PODS;
 
 fn main() {
     let mut sizes = Vec::new();
@@ -67,10 +73,11 @@ struct World {
     entries: usize,
     v6: bool,
     node: Space,
-    _ends: [Space; 2],
+    _ends: [Space; 3],
     cluster: Cluster,
     dataplane: Dataplane,
     flows: Flows,
+    answers: Answers,
 }
 
 impl World {
@@ -106,6 +113,7 @@ impl World {
         node.ip("-6 route add fd00::/64 via fd01:1::2");
         node.ip("route add 10.1.0.0/16 via 192.168.2.2");
         node.ip("-6 route add fd00:1::/64 via fd01:2::2");
+        let real = real_pod(&node);
         // Nobody answers, and nobody says so.
         right.ip("addr add 10.1.0.1/32 dev lo");
         right.ip("addr add fd00:1::1/128 dev lo nodad");
@@ -142,7 +150,7 @@ impl World {
         let mut cluster = Cluster::new();
         cluster.apply(Object::Node(Node { name: "node".into(), addresses: vec![], pod_cidrs: vec![] }));
         let mut pods = BTreeMap::new();
-        for pod in 0..PODS {
+        for pod in 0..=REAL {
             let name = NamespacedName::new("default", format!("pod-{pod}"));
             let mut local = LocalPod {
                 ifname: format!("moat{pod}"),
@@ -169,11 +177,13 @@ impl World {
         let policy = cluster.commit().remove("node").expect("pods");
         let first = Update { policy, pods, ..Update::default() };
         let (dataplane, flows) = node.run(move || {
-            let dataplane = Dataplane::start(Config::default(), &first).expect("the data plane starts");
+            let config = Config { followed: true, ..Config::default() };
+            let dataplane = Dataplane::start(config, &first).expect("the data plane starts");
             let flows = Flows::start(&dataplane, &LayoutConfig::default(), &[]).expect("flows");
             (dataplane, flows)
         });
-        Self { entries, v6, node, _ends: [left, right], cluster, dataplane, flows }
+        let answers = Answers::start(&real, &right, address(REAL, v6), peer);
+        Self { entries, v6, node, _ends: [left, right, real], cluster, dataplane, flows, answers }
     }
 
     /// Changes policy; says how long it took until the kernel held it, and then until connections followed.
@@ -222,12 +232,18 @@ impl World {
             let [_, all_cut] = self.change(vec![nobody("all", None)], &[]);
             let [_, all_back] = self.change(vec![], &["all"]);
             let amid = self.commit_amid_a_look();
+            self.answers.come();
+            let begin = Instant::now();
+            self.change(vec![nobody("real", Some(&format!("pod-{REAL}")))], &[]);
+            let last_answer = self.answers.last().saturating_duration_since(begin);
+            self.change(vec![], &["real"]);
             if round == 0 {
                 continue;
             }
             filtered.into_iter().for_each(|f| note("1 bare dump, filtered by the kernel", f));
             note("2 bare dump, everything", whole);
             note("3 commit, one pod", commit);
+            note("A one pod: the last answer that got through", last_answer);
             note("9 commit, while all connections are looked at", amid);
             note("4 one pod: all of its connections cut", one_cut);
             note("5 one pod: all of them resumed", one_back);
@@ -250,6 +266,87 @@ impl World {
                 String::new()
             };
             println!("  {:44} {:9.2} ms ({most:9.2})  {of}", &name[2..], median(values.clone()));
+        }
+    }
+}
+
+/// A pod with an interface.
+fn real_pod(node: &Space) -> Space {
+    let pod = Space::new("real");
+    let (v4, v6) = (address(REAL, false), address(REAL, true));
+    let (host, own) = ("02:00:00:00:09:fa", "02:00:00:00:00:fa");
+    let dev = format!("moat{REAL}");
+    node.ip(&format!(
+        "link add {dev} address {host} type veth peer name eth0 address {own} netns {}",
+        pod.thread()
+    ));
+    node.ip(&format!("link set {dev} up"));
+    pod.ip("link set eth0 up");
+    for (family, address, gateway) in [("-4", v4, "169.254.1.1"), ("-6", v6, "fe80::1")] {
+        let length = if v4 == address { "32" } else { "128 nodad" };
+        pod.ip(&format!("{family} addr add {address}/{length} dev eth0"));
+        pod.ip(&format!("{family} neigh replace {gateway} lladdr {host} dev eth0 nud permanent"));
+        pod.ip(&format!("{family} route add default via {gateway} dev eth0 onlink"));
+        node.ip(&format!("{family} route add {address} dev {dev}"));
+        node.ip(&format!("{family} neigh replace {address} lladdr {own} dev {dev} nud permanent"));
+    }
+    pod
+}
+
+/// A stream of answers to somebody who asked once.
+struct Answers {
+    begin: Instant,
+    client: UdpSocket,
+    stop: Arc<AtomicBool>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Answers {
+    fn start(pod: &Space, right: &Space, own: IpAddr, peer: IpAddr) -> Self {
+        let server = right.run(move || UdpSocket::bind(SocketAddr::new(peer, 53)).expect("an address"));
+        let client = pod.run(move || UdpSocket::bind(SocketAddr::new(own, 0)).expect("an address"));
+        client.send_to(b"stream", (peer, 53)).expect("sent");
+        server.set_read_timeout(Some(Duration::from_secs(5))).expect("an option");
+        let (_, to) = server.recv_from(&mut [0; 8]).expect("it is asked");
+        client.set_nonblocking(true).expect("an option");
+        let (begin, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let stream = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let now = begin.elapsed().as_nanos() as u64;
+                server.send_to(&now.to_ne_bytes(), to).expect("sent");
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        };
+        Self { begin, client, stop, server: Some(std::thread::spawn(stream)) }
+    }
+
+    /// Waits until they come.
+    fn come(&self) {
+        let begin = Instant::now();
+        self.last();
+        while self.last() < begin {
+            assert!(begin.elapsed() < Duration::from_secs(5), "no answers");
+            std::thread::yield_now();
+        }
+    }
+
+    /// When the last answer was sent that has arrived.
+    fn last(&self) -> Instant {
+        let mut bytes = [0; 8];
+        let mut last = 0;
+        while self.client.recv(&mut bytes).is_ok() {
+            last = u64::from_ne_bytes(bytes);
+        }
+        self.begin + Duration::from_nanos(last)
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
         }
     }
 }

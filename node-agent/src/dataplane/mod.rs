@@ -65,7 +65,7 @@ pub struct Config {
     /// where the kernel cannot, they are watched, and what somebody changes is restored.
     pub owner: bool,
     /// Whether somebody looks after the connections that are there already ([`Dataplane::listen`]). Then, from a change
-    /// until they have been looked at, packets of the one who opened a connection are judged like first packets.
+    /// until they have been looked at, packets of connections are judged like first packets, in both directions.
     pub followed: bool,
     /// Who keeps them guarded while this process does not live. None: nobody, the guard ends with the process.
     pub guard: Option<Launch>,

@@ -13,7 +13,7 @@ use crate::watched::Watched;
 
 /// A Service: its address and port lead to b's port 8080, as kube-proxy would do it; and what comes from outside is
 /// masqueraded.
-fn service(w: &Watched, backend: &str) {
+pub(crate) fn service(w: &Watched, backend: &str) {
     let (b4, b6) = (w.v4(backend), w.v6(backend));
     let file = tempfile::NamedTempFile::new().expect("a file");
     let text = format!(

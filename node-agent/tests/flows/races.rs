@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use moat_agent::dataplane::Ruling;
 
-use crate::cut::deny_to_b;
-use crate::probe::{udp_socket, unspecified};
+use crate::connection::{Connection, Way};
+use crate::cut::{deny_to_b, policy};
+use crate::nat::service;
+use crate::probe::{From, udp_socket, unspecified};
 use crate::space::privileged;
 use crate::watched::Watched;
 
@@ -75,6 +78,65 @@ fn no_connection_slips_through_while_policy_flips() {
         goal.store(u64::MAX, Ordering::Relaxed);
         openers.into_iter().for_each(|thread| thread.join().expect("no panic"));
         assert!(w.flows().stats().cut() > 0);
+    });
+}
+
+/// Streams of answers that every change leaves allowed lose no packet, while another one's is cut and given back.
+#[test]
+fn allowed_answers_alone_do_not_notice() {
+    privileged(|| {
+        const FLIPS: usize = 30;
+        let mut w = Watched::new(&["a", "b", "c"], &["r"], "");
+        service(&w, "b");
+        let mut streams = Vec::new();
+        let mut cut = Vec::new();
+        for (vip, b, r) in [("10.96.0.1", w.v4("b"), w.v4("r")), ("fd96::1", w.v6("b"), w.v6("r"))] {
+            let to = |port| SocketAddr::new(b, port);
+            let front = SocketAddr::new(vip.parse().unwrap(), 80);
+            streams.extend([
+                Connection::udp(&w, From::Pod("a"), to(53), None),
+                Connection::udp(&w, From::Outside(r), to(54), None),
+                Connection::udp(&w, From::Pod("a"), front, Some(to(8080))),
+                Connection::udp(&w, From::Pod("a"), SocketAddr::new(r, 53), None),
+            ]);
+            cut.push(Connection::udp(&w, From::Pod("c"), to(55), None));
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let streams: Vec<_> = streams
+            .into_iter()
+            .map(|stream| {
+                let Connection::Udp { client, server, peer: Some(peer) } = stream else {
+                    panic!("it is open")
+                };
+                client.set_nonblocking(false).expect("an option");
+                client.set_read_timeout(Some(Duration::from_secs(20))).expect("an option");
+                let stop = stop.clone();
+                std::thread::spawn(move || {
+                    let mut answers = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        server.send_to(b"back", peer).expect("sent");
+                        client.recv(&mut [0; 16]).expect("no answer is lost");
+                        answers += 1;
+                    }
+                    answers
+                })
+            })
+            .collect();
+        let of_b = "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchExpressions: [
+            {key: app, operator: In, values: [WHO]}]}}], ports: [{port: 53, endPort: 55, protocol: UDP}, {port: 8080, protocol: UDP}]}]}";
+        w.apply(&policy(
+            "of-a",
+            "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}]}]}",
+        ));
+        for _ in 0..FLIPS {
+            w.apply(&policy("of-b", &of_b.replace("WHO", "a, r")));
+            cut.iter_mut().for_each(|c| assert!(!c.passes(&w, Way::Back)));
+            w.apply(&policy("of-b", &of_b.replace("WHO", "a, c, r")));
+            cut.iter_mut().for_each(|c| c.arrives(Way::Back));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let answers: Vec<u64> = streams.into_iter().map(|s| s.join().expect("nothing is lost")).collect();
+        assert!(answers.iter().all(|n| *n > FLIPS as u64), "{answers:?}");
     });
 }
 
