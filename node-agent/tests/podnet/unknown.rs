@@ -203,3 +203,34 @@ fn a_pod_that_nobody_describes_any_more_is_closed_after_a_start() {
         }
     });
 }
+
+/// A pod that has IPv4 alone has a link with IPv6 all the same: it gives itself an address, the node's end one beside it, and
+/// still nothing passes.
+#[test]
+fn a_pod_without_ipv6_does_not_get_it_by_itself() {
+    in_world(|| {
+        let mut node = RealNode::new(&["10.1.0.0/24"], &pod("a"));
+        node.start();
+        let ns = Namespace::new();
+        let result = node.plugin().run("ADD", "a", &ns.path).ok();
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        let mac = |end: usize| result["interfaces"][end]["mac"].as_str().unwrap();
+        tcp(&node.ns, &ns, addresses(&result)[0]);
+        ns.sh(&format!(
+            "ip addr add fd00:9::2/64 dev eth0 nodad; ip neigh replace fd00:9::1 lladdr {} dev eth0",
+            mac(0)
+        ));
+        node.ns.sh(&format!("ip addr add fd00:9::1/64 dev {host} nodad"));
+        node.ns.sh(&format!("ip neigh replace fd00:9::2 lladdr {} dev {host}", mac(1)));
+        for to in ["fd00:9::1", "2001:db8::1"] {
+            let to: IpAddr = to.parse().unwrap();
+            ns.sh("ip -6 route replace default via fd00:9::1 dev eth0");
+            let receiver = node.ns.run(move || UdpSocket::bind((to, 0)).unwrap());
+            receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let port = receiver.local_addr().unwrap().port();
+            let sent = ns.run(move || UdpSocket::bind("[::]:0").unwrap().send_to(b"hello", (to, port)));
+            assert_eq!(sent.unwrap(), 5, "it left the pod");
+            assert!(receiver.recv(&mut [0; 8]).is_err(), "a packet to {to} passed");
+        }
+    });
+}
