@@ -142,13 +142,12 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     agent.readiness.applied(agent.readiness.reading(), fingerprint);
     info!(node = %options.node, "ready");
 
-    // Without these threads policy is in force only by half, and nobody would see it. The next agent begins by making it right.
-    let (writes, looks) = (agent.dataplane.ended(), agent.flows.ended());
+    let defect = defect(agent.dataplane.ended(), agent.flows.ended());
+    tokio::pin!(defect);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = writes.cancelled() => bail!("the thread that writes the tables has ended, by a defect that it told above"),
-            () = looks.cancelled() => bail!("the thread that looks after connections has ended, by a defect that it told above"),
+            thread = &mut defect => bail!("the thread that {thread} has ended, by a defect that it told above"),
             ended = &mut http => return ended.context("HTTP server")?,
             reading = readings.recv() => match reading.context("the manifest folders are not watched any more")? {
                 Ok(reading) => agent.apply(reading).await,
@@ -159,6 +158,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     info!("stopping; what is in the kernel stays in force");
     cni.await.context("CNI server")?;
     http.await.context("HTTP server")?
+}
+
+/// Comes to an end when one of these threads does, and says which. Without them policy is in force only by half, and nobody would
+/// see it. The next agent begins by making it right.
+async fn defect(writes: CancellationToken, looks: CancellationToken) -> &'static str {
+    tokio::select! {
+        () = writes.cancelled() => "writes the tables",
+        () = looks.cancelled() => "looks after connections",
+    }
 }
 
 /// Takes the node over: pod network, then policy of all pods at once.
@@ -265,4 +273,24 @@ fn watch(folders: Folders) -> anyhow::Result<mpsc::Receiver<Result<Reading, Erro
         })
         .context("cannot start a thread")?;
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_ends_is_named() {
+        for (ends, name) in [(0, "writes the tables"), (1, "looks after connections")] {
+            let tokens = [CancellationToken::new(), CancellationToken::new()];
+            let alive = tokens[ends].clone().drop_guard();
+            let waiting = tokio::spawn(defect(tokens[0].clone(), tokens[1].clone()));
+            let panics = std::thread::spawn(move || {
+                let _alive = alive;
+                panic!("a defect");
+            });
+            assert!(panics.join().is_err());
+            assert_eq!(waiting.await.unwrap(), name);
+        }
+    }
 }

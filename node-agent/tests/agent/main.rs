@@ -6,6 +6,7 @@
 mod netns;
 
 mod bad_folder;
+mod counts;
 mod packets;
 mod storm;
 mod world;

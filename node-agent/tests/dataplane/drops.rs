@@ -29,6 +29,17 @@ impl World {
 
     /// Makes a drop log for this world's node.
     fn log(&self, window: Duration) -> DropLog {
+        self.log_of(window, &self.desired())
+    }
+
+    fn log_of(&self, window: Duration, desired: &Arc<Mutex<Desired>>) -> DropLog {
+        let config = DropLogConfig { window, ..DropLogConfig::of(&LayoutConfig::default()) };
+        let desired = desired.clone();
+        self.node.run(move || DropLog::start(config, desired)).expect("a drop log")
+    }
+
+    /// What the agent of this world's node knows.
+    fn desired(&self) -> Arc<Mutex<Desired>> {
         let attachment = |(pod, p): (&String, &crate::world::Pod)| Attachment {
             container_id: pod.clone(),
             ifname: "eth0".into(),
@@ -48,9 +59,7 @@ impl World {
         let mut apply = objects(&self.manifests);
         self.address(&mut apply);
         desired.start(moat_manifests::Changes { apply, ..moat_manifests::Changes::default() });
-        let config = DropLogConfig { window, ..DropLogConfig::of(&LayoutConfig::default()) };
-        let desired = Arc::new(Mutex::new(desired));
-        self.node.run(move || DropLog::start(config, desired)).expect("a drop log")
+        Arc::new(Mutex::new(desired))
     }
 }
 
@@ -291,5 +300,54 @@ fn who_is_told_later_is_told_the_last_ones_and_the_log_can_be_taken_over() {
             }
         };
         assert_eq!(line.port, Some(81));
+    });
+}
+
+#[test]
+fn records_that_nobody_had_room_for_are_counted_and_their_packets_told() {
+    privileged(|| {
+        const FLOOD: usize = 30_000;
+        let w = World::new(&["a", "b", "d"], &[], &policies());
+        let desired = w.desired();
+        let log = w.log_of(Duration::from_millis(300), &desired);
+        // A packet now and then is logged whatever there was before.
+        let shout_until = |told: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            for port in 1000.. {
+                w.udp(From::Pod("a"), w.v4("b"), port);
+                if told() {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "nothing is told");
+            }
+        };
+        // It listens from the first record on.
+        shout_until(&|| log.stats().records() > 0);
+        // Whoever writes a line has to know names: while that is held up, nobody reads records.
+        let held = desired.lock().unwrap();
+        let denied = Lost(DropReason::Policy.on(Egress));
+        assert_eq!(w.udp(From::Pod("d"), w.v4("a"), 80), denied);
+        for command in [
+            "ip link set lo up",
+            "nft add table ip flood",
+            "nft add chain ip flood out { type filter hook output priority 0 ; }",
+            "nft add rule ip flood out udp dport 9 log group 86 drop",
+        ] {
+            w.node.command(command);
+        }
+        w.node.run(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            // What the rule drops is told to the sender as an error.
+            (0..FLOOD).for_each(|_| drop(socket.send_to(b"x", "127.0.0.1:9")));
+        });
+        assert_eq!(w.udp(From::Pod("d"), w.v4("a"), 81), denied);
+        let before = log.stats().records();
+        drop(held);
+        let events = wait(&log, |events| {
+            let of_d = |e: &Event| matches!(e, Event::Unlogged(u) if u.pod == "default/d" && u.count == 1);
+            events.iter().any(of_d)
+        });
+        assert!(log.stats().overruns() >= 1, "{events:#?}");
+        shout_until(&|| log.stats().records() > before + 1);
     });
 }

@@ -3,6 +3,7 @@
 //! Needs root, or a kernel that lets everybody make user namespaces; and `ip`, `nft` and `unshare`.
 
 mod check;
+mod defect;
 mod drops;
 mod hardening;
 mod probe;
