@@ -147,7 +147,7 @@ fn a_pod_to_itself_through_a_service() {
 fn to_itself(mut w: Watched, apply: fn(&mut Watched, &str)) {
     service(&w, "b");
     w.node.command("sysctl -qw net.ipv4.conf.all.send_redirects=0");
-    let to = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
+    let to = SocketAddr::new("10.96.0.1".parse().expect("an address"), 80);
     let at = Some(SocketAddr::new(w.v4("b"), 8080));
     let mut itself =
         [Connection::udp(&w, From::Pod("b"), to, at), Connection::tcp(&w, From::Pod("b"), to, at)];
@@ -158,7 +158,7 @@ fn to_itself(mut w: Watched, apply: fn(&mut Watched, &str)) {
     }
     apply(&mut w, &deny_to_b());
     let mut marks = Vec::new();
-    let mut conntrack = w.node.run(Conntrack::open).unwrap();
-    conntrack.entries(&Filter::opened_by(w.v4("b")), |e| marks.push(e.mark)).unwrap();
+    let mut conntrack = w.node.run(Conntrack::open).expect("a socket");
+    conntrack.entries(&Filter::opened_by(w.v4("b")), |e| marks.push(e.mark)).expect("a dump");
     assert_eq!(marks, [0, 0]);
 }
