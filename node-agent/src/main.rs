@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moat_agent::check::{self, CheckArgs};
 use moat_agent::dataplane::Limits;
+use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
 use moat_agent::run::{self, Options};
 use moat_agent::source::Folders;
@@ -35,6 +36,10 @@ enum Command {
     /// Walks the table for every pod of this node, both directions, a sample of peers and every port at an edge.
     /// Exit status: 0 no difference, 1 differences, 2 could not compare.
     Check(CheckArgs),
+    /// Say what on this host keeps moat from doing its work, and what to do about it
+    ///
+    /// Changes nothing. Exit status: 0 nothing to do, 1 a warning or a refusal, 2 could not look.
+    Doctor(DoctorArgs),
     /// Keep the owner of moat's tables alive while no agent runs, so that nobody else can change them
     ///
     /// An agent starts one in its --run-dir where there is none. It needs to be started by hand only where what the agent
@@ -142,6 +147,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run_agent(args),
         Command::Check(args) => return check::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Guard(args) if args.stop => stop_guard(&args.run_dir),
         Command::Guard(args) => guard::run(&args.run_dir).map_err(Into::into),
     };

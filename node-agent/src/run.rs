@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::cni_server::CniServer;
 use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, Ticket, Update};
 use crate::desired::Desired;
+use crate::doctor;
 use crate::droplog::{DropLog, DropLogConfig, DropNumbers};
 use crate::flows::{FlowNumbers, Flows};
 use crate::guard::Launch;
@@ -183,6 +184,11 @@ async fn start(
             layout.v6 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
         }
     }
+    let blocks = desired.node().map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+    let cidrs = blocks.clone();
+    if let Err(refused) = tokio::task::spawn_blocking(move || doctor::at_start(&cidrs)).await? {
+        bail!("this host is refused:\n{refused}");
+    }
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
     let log = DropLogConfig::of(&layout);
@@ -196,7 +202,6 @@ async fn start(
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;
-    let blocks = desired.node().map(|node| node.pod_cidrs.clone()).unwrap_or_default();
     let (dataplane, flows) = tokio::task::spawn_blocking(move || {
         let flows = Flows::start(&dataplane, &layout, &blocks);
         (dataplane, flows)

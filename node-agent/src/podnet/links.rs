@@ -35,6 +35,12 @@ pub(crate) struct Link {
     /// It passes packets: it is up, its peer is, and the kernel has noticed.
     pub(crate) running: bool,
     pub(crate) veth: bool,
+    /// What kind of virtual link it is; empty for a real one.
+    pub(crate) kind: String,
+    /// The index of the bridge that it is a port of, or 0.
+    pub(crate) master: u32,
+    /// Its other end is in another network namespace.
+    pub(crate) leads_elsewhere: bool,
     /// What somebody wrote to it; empty where nobody did.
     pub(crate) alias: Vec<u8>,
 }
@@ -139,7 +145,15 @@ fn read_link(message: &[u8]) -> Option<Link> {
             4 => link.mtu = u32_at(value, 0).unwrap_or_default(),
             16 => link.running = value.first() == Some(&IF_OPER_UP),
             // Within what kind of link it is, the first attribute is the kind's name.
-            18 => link.veth = attributes(value).any(|(kind, value)| kind == 1 && text(value) == "veth"),
+            18 => {
+                link.kind = attributes(value)
+                    .find(|(kind, _)| *kind == 1)
+                    .map(|(_, value)| text(value))
+                    .unwrap_or_default();
+                link.veth = link.kind == "veth";
+            }
+            10 => link.master = u32_at(value, 0).unwrap_or_default(),
+            37 => link.leads_elsewhere = true,
             20 => link.alias = value.strip_suffix(b"\0").unwrap_or(value).to_vec(),
             _ => {}
         }
@@ -210,7 +224,9 @@ mod tests {
             up: true,
             running: true,
             veth: true,
+            kind: "veth".into(),
             alias: b"\xff\xfe".to_vec(),
+            ..Link::default()
         };
         assert_eq!(read_link(&bytes), Some(expected));
         assert_eq!(from_mac(&[6, 0x6d, 10, 1, 0, 5]), "10.1.0.5".parse().ok());

@@ -34,7 +34,7 @@ mod node;
 mod route;
 mod routes;
 mod settle;
-mod sysctl;
+pub(crate) mod sysctl;
 mod takeover;
 mod wire;
 
@@ -44,8 +44,9 @@ pub use attachment::{
 pub use error::PodNetError;
 pub use ipam::{Full, IpamError};
 pub use journal::JournalError;
-pub(crate) use netlink::Netlink;
+pub(crate) use links::Link;
 pub use netlink::NetlinkError;
+pub(crate) use netlink::{Existing, Netlink, Request};
 pub use netns::NetnsError;
 pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};
 pub use route::ROUTE_PROTOCOL;
