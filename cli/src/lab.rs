@@ -1,13 +1,14 @@
 //! `moat lab`: a cluster of network namespaces, real agents and real packets.
 
 mod chaos;
+mod hostile;
 
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use moat_lab::{Colour, Families, Info, LabError, Options, Programs, Report, StateDir};
+use moat_lab::{Colour, Families, Info, LabError, Options, Programs, Purpose, Report, StateDir};
 
 use crate::output::{self, Format};
 
@@ -69,6 +70,7 @@ enum Command {
         show: Show,
     },
     Chaos(chaos::Args),
+    Hostile(hostile::Args),
     /// Remove a lab; no error where there is none
     Down {
         #[command(flatten)]
@@ -164,6 +166,7 @@ fn command(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Chaos(args) => chaos::run(args),
+        Command::Hostile(args) => hostile::run(args),
         Command::Gate { lab } => {
             moat_lab::gate(&StateDir::at(lab.clone()))?;
             Ok(ExitCode::SUCCESS)
@@ -188,7 +191,15 @@ impl Make {
         };
         let programs = Programs::beside_this_one()?;
         let (restart, owner) = (!self.no_restart, !self.no_owner);
-        Ok(Options { folder, nodes: self.nodes.into(), families, restart, owner, chaos: false, programs })
+        Ok(Options {
+            folder,
+            nodes: self.nodes.into(),
+            families,
+            restart,
+            owner,
+            purpose: Purpose::Probe,
+            programs,
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use moat_policies::{Family, Node};
 
 use crate::error::{LabError, Trying as _};
-use crate::link::{Links, UPLINK};
+use crate::link::{Links, UPLINK, index_of};
 use crate::space::{Space, sysctl};
 use crate::topology::node_addresses;
 use crate::world::WorldHost;
@@ -70,6 +70,20 @@ impl Fabric {
     /// The nodes' namespaces, in the order of the nodes.
     pub(crate) fn nodes(&self) -> &[Arc<Space>] {
         &self.nodes
+    }
+
+    /// The namespace of the bridge.
+    pub(crate) fn bridge(&self) -> &Arc<Space> {
+        &self.bridge
+    }
+
+    /// The numbers of the bridge's ends of the nodes' cables, in the order of the nodes.
+    pub(crate) async fn wires(&self) -> Result<Vec<usize>, LabError> {
+        let ports: Vec<String> = (0..self.nodes.len()).map(port_of).collect();
+        let numbers = self.bridge.run(async move {
+            ports.iter().map(|port| Ok(index_of(port)? as usize)).collect::<std::io::Result<Vec<usize>>>()
+        });
+        numbers.await.flatten().trying(|| "cannot find the fabric's ports".into())
     }
 
     /// The namespace of all outside hosts.

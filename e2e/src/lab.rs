@@ -219,6 +219,11 @@ impl Lab {
         Prober::start(stations).await.trying(|| "cannot start the servers of the pods".into())
     }
 
+    /// The addresses outside that the lab has.
+    pub(crate) fn world(&self) -> impl Iterator<Item = std::net::IpAddr> {
+        self.world.iter().map(|host| host.address)
+    }
+
     /// The namespace that a host is in.
     pub(crate) fn space_of(&self, host: &Endpoint) -> Result<&Arc<Space>, LabError> {
         let space = match host {

@@ -89,7 +89,7 @@ impl Links {
 }
 
 /// The number of a link of the calling thread's namespace.
-fn index_of(name: &str) -> io::Result<u32> {
+pub(crate) fn index_of(name: &str) -> io::Result<u32> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     rustix::net::netdevice::name_to_index(&socket, name)
         .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("no link {name}: {e}")))

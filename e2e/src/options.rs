@@ -20,10 +20,23 @@ pub struct Options {
     pub restart: bool,
     /// Whether the kernel is to guard the agents' tables, where it can.
     pub owner: bool,
-    /// Whether it is for a run of faults: a copy of the folder, on nodes with no address to spare.
-    pub chaos: bool,
+    /// What it is for.
+    pub purpose: Purpose,
     /// The binaries.
     pub programs: Programs,
+}
+
+/// What a lab is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// To be probed.
+    #[default]
+    Probe,
+    /// A run of faults: a copy of the folder, on nodes with no address to spare.
+    Chaos,
+    /// Pods that mean harm: a folder of the lab's own.
+    Hostile,
 }
 
 impl Options {
@@ -31,7 +44,7 @@ impl Options {
     pub(crate) fn agent_arguments(&self) -> Vec<String> {
         let no_owner: &[&str] = if self.owner { &[] } else { &["--no-owner"] };
         // The sooner an address has a new owner, the better for whoever looks for flows that outlive the old one.
-        let no_rest: &[&str] = if self.chaos { &["--address-rest", "0"] } else { &[] };
+        let no_rest: &[&str] = if self.purpose == Purpose::Chaos { &["--address-rest", "0"] } else { &[] };
         no_owner.iter().chain(no_rest).map(|s| (*s).to_owned()).collect()
     }
 }
