@@ -11,6 +11,7 @@ use moat_agent::check::{self, CheckArgs};
 use moat_agent::dataplane::Limits;
 use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
+use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
 use moat_agent::source::Folders;
 use tokio::signal::unix::{SignalKind, signal};
@@ -81,7 +82,22 @@ struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     address_rest: u64,
     #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// How pods are reached.
+#[derive(Args)]
+struct NetworkArgs {
+    /// How packets get to the pods of other nodes: auto (by routes to nodes on a shared link, through a VXLAN tunnel to the
+    /// others), routed, or vxlan
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
+    mode: Mode,
+    /// MTU of the pods' links [default: that of the link with the node's address, less what the tunnel needs of it while there
+    /// is one]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
+    mtu: Option<u32>,
 }
 
 /// What pods, policies and the node may ask of the kernel. Above a limit the pods that it is about are closed, and /readyz
@@ -177,6 +193,8 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         listen: args.listen,
         owner: !args.no_owner,
         address_rest: Duration::from_secs(args.address_rest),
+        mode: args.network.mode,
+        mtu: args.network.mtu,
         limits: Limits {
             classes: args.limits.max_classes_per_pod,
             prefixes: args.limits.max_prefixes,

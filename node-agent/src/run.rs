@@ -23,7 +23,7 @@ use crate::flows::{FlowNumbers, Flows};
 use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::podnet::{PodNet, PodNetConfig};
+use crate::podnet::{Mode, PodNet, PodNetConfig};
 use crate::readiness::{Nth, Readiness};
 use crate::source::{Folders, Reading};
 
@@ -44,6 +44,10 @@ pub struct Options {
     pub owner: bool,
     /// How long an address rests between two pods.
     pub address_rest: Duration,
+    /// How packets get to the pods of other nodes.
+    pub mode: Mode,
+    /// The MTU of the pods' links, where it is not to follow from the node's.
+    pub mtu: Option<u32>,
     /// What pods, policies and the node may ask of the kernel.
     pub limits: Limits,
 }
@@ -168,6 +172,7 @@ async fn start(
 ) -> anyhow::Result<Agent> {
     let mut podnet = PodNetConfig::new(&options.state_dir);
     podnet.address_rest = options.address_rest;
+    (podnet.mode, podnet.mtu) = (options.mode, options.mtu);
     podnet.notes = Some(moat_cni::note::folder(&options.run_dir.join("agent.sock")));
     let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
         .await?

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     /// It passes packets: it is up, its peer is, and the kernel has noticed.
     pub(crate) running: bool,
     pub(crate) veth: bool,
+    /// What it carries, where it is a VXLAN tunnel's.
+    pub(crate) vxlan: Option<Vxlan>,
     /// What kind of virtual link it is; empty for a real one.
     pub(crate) kind: String,
     /// The index of the bridge that it is a port of, or 0.
@@ -43,6 +45,17 @@ pub(crate) struct Link {
     pub(crate) leads_elsewhere: bool,
     /// What somebody wrote to it; empty where nobody did.
     pub(crate) alias: Vec<u8>,
+}
+
+/// What makes a VXLAN device the one that it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vxlan {
+    pub(crate) id: u32,
+    pub(crate) port: u16,
+    /// The address that its frames come from.
+    pub(crate) local: Option<IpAddr>,
+    /// Whether the frames that come tell it who is where.
+    pub(crate) learning: bool,
 }
 
 /// A link that looks like a pod's, and the addresses that the node leads to it.
@@ -151,6 +164,8 @@ fn read_link(message: &[u8]) -> Option<Link> {
                     .map(|(_, value)| text(value))
                     .unwrap_or_default();
                 link.veth = link.kind == "veth";
+                let data = attributes(value).find(|(kind, _)| *kind == 2);
+                link.vxlan = data.filter(|_| link.kind == "vxlan").map(|(_, data)| read_vxlan(data));
             }
             10 => link.master = u32_at(value, 0).unwrap_or_default(),
             37 => link.leads_elsewhere = true,
@@ -160,6 +175,22 @@ fn read_link(message: &[u8]) -> Option<Link> {
     }
     debug_assert!(!link.name.starts_with(IFNAME_PREFIX) || link.name.len() < 16);
     Some(link)
+}
+
+/// The parameters of a VXLAN device (`IFLA_VXLAN_*`).
+fn read_vxlan(data: &[u8]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for (kind, value) in attributes(data) {
+        match kind {
+            1 => vxlan.id = u32_at(value, 0).unwrap_or_default(),
+            4 => vxlan.local = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            7 => vxlan.learning = value != [0],
+            15 => vxlan.port = u16_at(value, 0).map_or(0, u16::from_be),
+            17 => vxlan.local = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            _ => {}
+        }
+    }
+    vxlan
 }
 
 /// The attributes one after another; ends at the first that is none.

@@ -32,10 +32,10 @@ mod netns;
 mod network;
 mod node;
 mod route;
-mod routes;
 mod settle;
 pub(crate) mod sysctl;
 mod takeover;
+mod uplink;
 mod wire;
 
 pub use attachment::{
@@ -51,3 +51,4 @@ pub use netns::NetnsError;
 pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};
 pub use route::ROUTE_PROTOCOL;
 pub use sysctl::SysctlError;
+pub use uplink::{Mode, TUNNEL, TUNNEL_ID};

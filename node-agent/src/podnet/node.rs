@@ -19,8 +19,8 @@ use super::ipam::Ipam;
 use super::journal::{Durable, Journal};
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
-use super::routes;
 use super::sysctl;
+use super::uplink;
 use super::wire;
 use super::{PodNetConfig, PodNetError, Prepare};
 
@@ -48,6 +48,8 @@ pub(crate) struct State {
     mtu: u32,
     /// What was last said about nodes without a route, so that it is said once.
     skipped: BTreeSet<String>,
+    /// This node and the others, as they were last told.
+    nodes: Option<(Node, Vec<Node>)>,
 }
 
 impl State {
@@ -57,7 +59,8 @@ impl State {
         closed: BTreeMap<String, Vec<IpAddr>>,
         config: &PodNetConfig,
     ) -> Self {
-        Self { ipam, journal, closed, mtu: config.mtu.unwrap_or(DEFAULT_MTU), skipped: BTreeSet::new() }
+        let mtu = config.mtu.unwrap_or(DEFAULT_MTU);
+        Self { ipam, journal, closed, mtu, skipped: BTreeSet::new(), nodes: None }
     }
 
     /// An attachment is gone, and its link with it.
@@ -298,41 +301,26 @@ impl NodeNetwork {
             }
             Ok::<_, PodNetError>(())
         })??;
-        let wanted = routes::wanted(local, others);
-        let mtu = match self.config.mtu {
-            Some(mtu) => mtu,
-            None => self.mtu_of(&local.addresses)?,
-        };
+        let mode = self.config.mode;
+        let seen = self.netlink(|netlink| Ok(uplink::see(netlink, local, others, mode)?))?;
+        let wanted = uplink::wanted::wanted(local, others, mode, &seen);
         {
             let mut state = self.state();
             let reserved = local.addresses.iter().chain(others.iter().flat_map(|node| &node.addresses));
             state.ipam.set_blocks(v4, v6, reserved.copied().collect());
-            state.mtu = mtu;
-            let skipped: BTreeSet<String> = wanted.skipped.into_iter().collect();
+            state.mtu = self.config.mtu.unwrap_or(wanted.pod_mtu);
+            let skipped: BTreeSet<String> = wanted.skipped.iter().cloned().collect();
             for skip in skipped.difference(&state.skipped) {
                 warn!("{skip}");
             }
             state.skipped = skipped;
+            state.nodes = Some((local.clone(), others.to_vec()));
         }
-        self.netlink(|netlink| {
-            let mut present = netlink.routes(false, true)?;
-            present.extend(netlink.routes(true, true)?);
-            let plan = routes::plan(&wanted.routes, &present);
-            let set = plan.set.iter().map(routes::Route::set);
-            let requests = set.chain(plan.remove.iter().map(routes::Route::delete)).collect();
-            let results = netlink.apply_each(requests);
-            PodNetError::collect(
-                results.into_iter().filter_map(Result::err).map(PodNetError::Kernel).collect(),
-            )
-        })
+        self.netlink(|netlink| uplink::follow(netlink, &self.node, &wanted))
     }
 
-    /// The MTU of the link that has one of these addresses.
-    fn mtu_of(&self, addresses: &[IpAddr]) -> Result<u32, PodNetError> {
-        let present = self.netlink(|netlink| Ok(netlink.addresses()?))?;
-        let index = present.into_iter().find(|(_, address)| addresses.contains(address));
-        let links = self.netlink(|netlink| Ok(netlink.links()?))?;
-        let link = links.into_iter().find(|link| index.is_some_and(|(index, _)| index == link.index));
-        Ok(link.map_or(DEFAULT_MTU, |link| link.mtu))
+    pub(crate) fn refresh(&self) -> Result<(), PodNetError> {
+        let nodes = self.state().nodes.clone();
+        nodes.map_or(Ok(()), |(local, others)| self.set_nodes(&local, &others))
     }
 }

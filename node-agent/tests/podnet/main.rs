@@ -12,5 +12,6 @@ mod nodes;
 mod real;
 mod removal;
 mod steps;
+mod tunnel;
 mod unknown;
 mod world;

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use moat_agent::cni_server::{CniServer, Handler};
-use moat_agent::podnet::{AttachmentKey, PodNet, PodNetConfig, Prepare};
+use moat_agent::podnet::{AttachmentKey, Mode, PodNet, PodNetConfig, PodNetError, Prepare};
 use moat_cni::error::{CniError, code};
 use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
 use moat_policies::Node;
@@ -150,6 +150,7 @@ pub(crate) struct TestNode {
     pub(crate) local: Node,
     pub(crate) others: Vec<Node>,
     pub(crate) rest: Duration,
+    pub(crate) mode: Mode,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>, PodNet)>,
 }
 
@@ -183,7 +184,7 @@ impl TestNode {
         let ns = Namespace::new();
         ns.sh("ip link set lo up");
         let folder = tempfile::tempdir().unwrap();
-        Self { ns, folder, local, others: Vec::new(), rest: Duration::ZERO, running: None }
+        Self { ns, folder, local, others: Vec::new(), rest: Duration::ZERO, mode: Mode::Auto, running: None }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -196,7 +197,7 @@ impl TestNode {
 
     /// Starts pod network and server, as an agent's start does.
     pub(crate) fn start(&mut self) {
-        let (local, others, rest) = (self.local.clone(), self.others.clone(), self.rest);
+        let (local, others, rest, mode) = (self.local.clone(), self.others.clone(), self.rest, self.mode);
         let (state_dir, socket) = (self.state_dir(), self.socket());
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, ready) = channel();
@@ -205,7 +206,8 @@ impl TestNode {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async move {
                     let notes = Some(moat_cni::note::folder(&socket));
-                    let config = PodNetConfig { address_rest: rest, notes, ..PodNetConfig::new(state_dir) };
+                    let config =
+                        PodNetConfig { address_rest: rest, notes, mode, ..PodNetConfig::new(state_dir) };
                     let podnet = PodNet::open(config).unwrap();
                     podnet.set_nodes(&local, &others).await.unwrap();
                     let server = CniServer::bind(&socket).unwrap();
@@ -235,6 +237,15 @@ impl TestNode {
 
     pub(crate) fn plugin(&self) -> Plugin {
         Plugin { netns: Some(self.ns.path.clone()), ..Plugin::new(&self.socket()) }
+    }
+
+    /// Tells the running node which others there are.
+    pub(crate) fn set_nodes(&self, others: &[Node]) -> Result<(), PodNetError> {
+        let (podnet, local, others) = (self.podnet().clone(), self.local.clone(), others.to_vec());
+        self.ns.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(podnet.set_nodes(&local, &others))
+        })
     }
 
     /// The links of pods that there are in the node's namespace.
@@ -430,4 +441,22 @@ pub(crate) fn tcp(from: &Namespace, to: &Namespace, address: IpAddr) {
     });
     connected.unwrap_or_else(|error| panic!("no connection to {address}: {error}"));
     accept.join().unwrap().unwrap();
+}
+
+/// Sends so many bytes over one TCP connection; the last one of them is waited for.
+#[track_caller]
+pub(crate) fn stream(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) {
+    let listener = to.run(move || TcpListener::bind(SocketAddr::new(address, PORT)).unwrap());
+    let receive = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink())
+    });
+    from.run(move || {
+        let at = SocketAddr::new(address, PORT);
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(4)).expect("a connection");
+        stream.write_all(&vec![7; bytes]).expect("room for all of it");
+    });
+    let received = receive.join().unwrap();
+    assert_eq!(received.unwrap_or_else(|error| panic!("not all came to {address}: {error}")), bytes as u64);
 }

@@ -47,7 +47,7 @@ pub(crate) const USERDATA_VERSION: u8 = 0x6d;
 
 /// Where VXLAN frames go (IANA). No pod may send there: a frame that looked like a tunnel's would bring packets with any
 /// source into the node's network.
-pub(crate) const TUNNEL_PORT: u16 = 4789;
+pub const TUNNEL_PORT: u16 = 4789;
 
 /// What the layout depends on besides policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
