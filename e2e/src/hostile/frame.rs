@@ -45,14 +45,6 @@ impl Ends {
         }
     }
 
-    /// The same, the other way round.
-    pub(super) fn back(self) -> Self {
-        match self {
-            Ends::V4(from, to) => Ends::V4(to, from),
-            Ends::V6(from, to) => Ends::V6(to, from),
-        }
-    }
-
     /// What transport checksums cover of the IP header (RFC 768, RFC 8200).
     fn pseudo_header(self, protocol: u8, length: usize) -> Sum16BitWords {
         let mut sum = Sum16BitWords::new();

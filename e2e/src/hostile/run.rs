@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moat_policies::{Family, NamespacedName};
-use tokio::task::JoinHandle;
 
 use super::cast::{Cast, NAMESPACE, Place, Seat, Sender, Who};
 use super::frame::{Ends, Eth, Ip, Mac, UDP};
 use super::report::{HostileReport, HostileRow};
 use super::rows::{Row, rows};
 use super::sight::FIRST_MARK;
-use super::wire::{Sights, Writer, link, send_datagram, watch_links, watch_stack};
+use super::wire::{Sights, Watch, Writer, link, send_datagram};
 use super::{HostileOptions, state_of};
 use crate::error::{LabError, Trying as _};
 use crate::lab::{Lab, Tell};
@@ -35,7 +34,7 @@ struct Stage {
     sights: Sights,
     writers: BTreeMap<Sender, (Arc<Space>, Arc<Writer>)>,
     nodes: Vec<Arc<Space>>,
-    watches: Vec<JoinHandle<()>>,
+    watches: Vec<Arc<Watch>>,
     next_mark: u64,
 }
 
@@ -61,7 +60,6 @@ pub(crate) async fn run(
             done.push(stage.perform(&row).await?);
         }
     }
-    stage.watches.iter().for_each(JoinHandle::abort);
     Ok(HostileReport { topology: "one link".into(), rows: done, notes: Vec::new() })
 }
 
@@ -80,7 +78,7 @@ impl Stage {
             pods.push(Seat::new(mac, next, &own));
             writers.insert(Sender::Pod(who), (space.clone(), writer));
             let seen = sights.clone();
-            let watch = space.run(async move { watch_links(move |_| Some(Place::Pod(who)), seen) }).await;
+            let watch = space.run(async move { Watch::links(move |_| Some(Place::Pod(who)), &seen) }).await;
             watches.push(watch.flatten().trying(|| format!("cannot watch {}", who.name()))?);
         }
         let mut nodes = Vec::new();
@@ -88,19 +86,19 @@ impl Stage {
             let (mac, next, _) = in_space(space, UPLINK, false).await?;
             nodes.push(Seat::new(mac, next, &node_addresses(node)));
             let seen = sights.clone();
-            let watch = space.run(async move { watch_stack(Place::Node(number), &seen) }).await;
+            let watch = space.run(async move { Watch::stack(Place::Node(number), &seen) }).await;
             watches.extend(watch.flatten().trying(|| format!("cannot watch {}", node.name))?);
         }
         let wires = lab.fabric.wires().await?;
         let seen = sights.clone();
         let place_of = move |index| wires.iter().position(|wire| *wire == index).map(Place::Wire);
-        let watch = lab.fabric.bridge().run(async move { watch_links(place_of, seen) }).await;
+        let watch = lab.fabric.bridge().run(async move { Watch::links(place_of, &seen) }).await;
         watches.push(watch.flatten().trying(|| "cannot watch the fabric".into())?);
         let world = lab.fabric.world().ok_or_else(|| absent("the world"))?;
         let (mac, _, writer) = in_space(world, UPLINK, false).await?;
         writers.insert(Sender::Uplink, (world.clone(), writer));
         let seen = sights.clone();
-        let watch = world.run(async move { watch_links(|_| Some(Place::World), seen) }).await;
+        let watch = world.run(async move { Watch::links(|_| Some(Place::World), &seen) }).await;
         watches.push(watch.flatten().trying(|| "cannot watch the world".into())?);
         let next = nodes.first().map_or([0; 6], |node: &Seat| node.mac);
         let outside: Vec<IpAddr> = lab.world().collect();
@@ -138,13 +136,12 @@ impl Stage {
         self.sights.clear();
         let mut odd = Vec::new();
         let before = self.state().await?;
-        if let Some((space, writer)) = self.writers.get(&row.from) {
-            let (writer, frames) = (writer.clone(), row.frames.clone());
-            if let Err(error) = space.run(async move { writer.send(&frames) }).await.flatten() {
-                odd.push(format!("not sent: {error}"));
-            }
+        for (from, frame) in &row.before {
+            odd.extend(self.send(*from, vec![frame.clone()]).await.err());
         }
+        odd.extend(self.send(row.from, row.frames.clone()).await.err());
         odd.extend(self.mark(row).await?);
+        self.watches.iter().for_each(|watch| watch.catch_up());
         let after = self.state().await?;
         for (before, after) in before.iter().zip(&after) {
             odd.extend(state_of::changes(before, after));
@@ -162,6 +159,14 @@ impl Stage {
         })
     }
 
+    /// Sends frames by somebody's own link; what the kernel says where it refuses.
+    async fn send(&self, from: Sender, frames: Vec<Vec<u8>>) -> Result<(), String> {
+        let Some((space, writer)) = self.writers.get(&from) else { return Err(format!("no {from}")) };
+        let writer = writer.clone();
+        let sent = space.run(async move { writer.send(&frames) }).await.flatten();
+        sent.map_err(|error| format!("not sent: {error}"))
+    }
+
     async fn state(&self) -> Result<Vec<state_of::State>, LabError> {
         let mut all = Vec::with_capacity(self.nodes.len());
         for (number, space) in self.nodes.iter().enumerate() {
@@ -175,7 +180,6 @@ impl Stage {
     /// from each node to its pods. Returns what did not arrive.
     async fn mark(&mut self, row: &Row) -> Result<Vec<String>, LabError> {
         let mut lost = Vec::new();
-        let mut lost_at = |place: Place| lost.push(format!("no mark at {place}"));
         let home = match row.from {
             Sender::Pod(who) => who.node(),
             Sender::Uplink => 0,
@@ -195,22 +199,22 @@ impl Stage {
                 .trying(|| "cannot send".into())?;
         }
         if !self.sights.wait(number, Place::Node(home), PATIENCE).await {
-            lost_at(Place::Node(home));
+            lost.push(lost_at(Place::Node(home)));
         }
         for to in (0..self.nodes.len()).filter(|n| *n != home) {
             let address = self.cast.nodes[to].address(row.family);
             if !self.send_mark(home, address, Place::Node(to)).await? {
-                lost_at(Place::Node(to));
+                lost.push(lost_at(Place::Node(to)));
             }
         }
         let world = self.cast.world.address(row.family);
         if !self.send_mark(home, world, Place::World).await? {
-            lost_at(Place::World);
+            lost.push(lost_at(Place::World));
         }
         for who in Who::ALL {
             let address = self.cast.pod(who).address(row.family);
             if !self.send_mark(who.node(), address, Place::Pod(who)).await? {
-                lost_at(Place::Pod(who));
+                lost.push(lost_at(Place::Pod(who)));
             }
         }
         Ok(lost)
@@ -242,6 +246,10 @@ async fn in_space(
         Ok::<_, io::Error>((mac, next, Arc::new(Writer::open(address)?)))
     };
     space.run(look).await.flatten().trying(|| format!("cannot send from {}", space.name()))
+}
+
+fn lost_at(place: Place) -> String {
+    format!("no mark at {place}")
 }
 
 fn absent(what: &str) -> LabError {

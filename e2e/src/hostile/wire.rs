@@ -101,59 +101,88 @@ impl Writer {
     }
 }
 
-/// Watches the links of the namespace that the task runs in: `place_of` says where a frame is that comes in by the link of that number.
-pub(super) fn watch_links(
-    place_of: impl Fn(usize) -> Option<Place> + Send + 'static,
+/// A socket that is read by a task of its own, and by whoever wants to know at once.
+pub(super) struct Watch {
+    socket: UdpSocket,
+    look: Box<Look>,
     sights: Sights,
-) -> io::Result<tokio::task::JoinHandle<()>> {
-    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERYTHING)))?;
-    watch(socket, sights, move |bytes, from| {
-        let place =
-            from.filter(|link| link.pkttype() != OUTGOING).and_then(|link| place_of(link.ifindex()))?;
-        Some((sight::of_frame(bytes)?, place))
-    })
+    bytes: Mutex<Vec<u8>>,
 }
 
-/// Watches what the stack of the namespace that the task runs in delivers, for all protocols that rows use.
-pub(super) fn watch_stack(place: Place, sights: &Sights) -> io::Result<Vec<tokio::task::JoinHandle<()>>> {
-    use frame::{ESP, GRE, ICMP, ICMP6, IP6_IN_IP, IPIP, SCTP, TCP, UDP};
-    let both = [TCP, UDP, IPIP, IP6_IN_IP, GRE, ESP, SCTP, UNKNOWN];
-    let v4 = both.iter().chain(&[ICMP]).map(|p| (Domain::IPV4, *p));
-    let v6 = both.iter().chain(&[ICMP6]).map(|p| (Domain::IPV6, *p));
-    let watches = v4.chain(v6).map(|(domain, protocol)| {
-        let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
-        let is_v4 = domain == Domain::IPV4;
-        watch(socket, sights.clone(), move |bytes, _| Some((sight::of_datagram(bytes, is_v4)?, place)))
-    });
-    watches.collect()
+/// Whose something is, and where it was seen.
+type Look = dyn Fn(&[u8], Option<LinkAddr>) -> Option<(u64, Place)> + Send + Sync;
+
+impl Watch {
+    /// Watches the links of the namespace that the task runs in: `place_of` says where a frame is that comes in by the link of
+    /// that number.
+    pub(super) fn links(
+        place_of: impl Fn(usize) -> Option<Place> + Send + Sync + 'static,
+        sights: &Sights,
+    ) -> io::Result<Arc<Self>> {
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERYTHING)))?;
+        let look = move |bytes: &[u8], from: Option<LinkAddr>| {
+            let from = from.filter(|link| link.family() == Some(AddressFamily::Packet))?;
+            let place = Some(from).filter(|link| link.pkttype() != OUTGOING);
+            Some((sight::of_frame(bytes)?, place.and_then(|link| place_of(link.ifindex()))?))
+        };
+        Self::start(socket, Box::new(look), sights)
+    }
+
+    /// Watches what the stack of the namespace that the task runs in delivers, for all protocols that rows use.
+    pub(super) fn stack(place: Place, sights: &Sights) -> io::Result<Vec<Arc<Self>>> {
+        use frame::{ESP, GRE, ICMP, ICMP6, IP6_IN_IP, IPIP, SCTP, TCP, UDP};
+        let both = [TCP, UDP, IPIP, IP6_IN_IP, GRE, ESP, SCTP, UNKNOWN];
+        let v4 = both.iter().chain(&[ICMP]).map(|p| (Domain::IPV4, *p));
+        let v6 = both.iter().chain(&[ICMP6]).map(|p| (Domain::IPV6, *p));
+        let watches = v4.chain(v6).map(|(domain, protocol)| {
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
+            let is_v4 = domain == Domain::IPV4;
+            let look =
+                move |bytes: &[u8], _: Option<LinkAddr>| Some((sight::of_datagram(bytes, is_v4)?, place));
+            Self::start(socket, Box::new(look), sights)
+        });
+        watches.collect()
+    }
+
+    fn start(socket: Socket, look: Box<Look>, sights: &Sights) -> io::Result<Arc<Self>> {
+        socket.set_nonblocking(true)?;
+        let _ = socket.set_recv_buffer_size(BUFFER);
+        // The async runtime knows datagrams by its UDP type, which does nothing to a socket that is not true of every one of
+        // them.
+        let socket = UdpSocket::from_std(socket.into())?;
+        let own = Arc::new(Self { socket, look, sights: sights.clone(), bytes: Mutex::new(vec![0; 65536]) });
+        let theirs = Arc::downgrade(&own);
+        tokio::spawn(async move {
+            while let Some(watch) = theirs.upgrade() {
+                // Now and then it looks whether it is still wanted.
+                let readable = timeout(Duration::from_millis(100), watch.socket.readable()).await;
+                if readable.is_ok_and(|ready| ready.is_ok()) {
+                    let _ = watch.socket.try_io(Interest::READABLE, || watch.read());
+                }
+            }
+        });
+        Ok(own)
+    }
+
+    /// Reads everything that has come so far. When it returns, all of that is among the sights, whoever has read it.
+    pub(super) fn catch_up(&self) {
+        // What it ends with: there is no more.
+        let _ = self.read();
+    }
+
+    fn read(&self) -> io::Result<()> {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (length, from) = recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut bytes)?;
+            if let Some((number, place)) = (self.look)(&bytes[..length], from) {
+                self.sights.add(number, place);
+            }
+        }
+    }
 }
 
 /// A protocol that nobody has (RFC 3692).
 pub(super) const UNKNOWN: u8 = 253;
-
-fn watch(
-    socket: Socket,
-    sights: Sights,
-    look: impl Fn(&[u8], Option<LinkAddr>) -> Option<(u64, Place)> + Send + 'static,
-) -> io::Result<tokio::task::JoinHandle<()>> {
-    socket.set_nonblocking(true)?;
-    let _ = socket.set_recv_buffer_size(BUFFER);
-    // The async runtime knows datagrams by its UDP type, which does nothing to a socket that is not true of every one of them.
-    let socket = UdpSocket::from_std(socket.into())?;
-    Ok(tokio::spawn(async move {
-        let mut bytes = vec![0; 65536];
-        loop {
-            let read = socket.async_io(Interest::READABLE, || {
-                recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut bytes).map_err(io::Error::from)
-            });
-            let Ok((length, from)) = read.await else { continue };
-            let from = from.filter(|link| link.family() == Some(AddressFamily::Packet));
-            if let Some((number, place)) = look(&bytes[..length], from) {
-                sights.add(number, place);
-            }
-        }
-    }))
-}
 
 /// Sends a datagram by an ordinary socket.
 pub(super) fn send_datagram(to: (IpAddr, u16), payload: &[u8]) -> io::Result<()> {
