@@ -45,8 +45,10 @@ fn world(mode: Mode) -> World {
     });
     router.sh(
         "nft 'add table inet watch; add chain inet watch forward { type filter hook forward priority 0; }
-              add rule inet watch forward ip saddr 10.0.0.0/8 counter; add rule inet watch forward ip daddr 10.0.0.0/8 counter
-              add rule inet watch forward ip6 saddr fd00::/8 counter; add rule inet watch forward ip6 daddr fd00::/8 counter'",
+              add rule inet watch forward iifname to-c ip saddr 10.0.0.0/8 counter
+              add rule inet watch forward oifname to-c ip saddr 10.0.0.0/8 counter
+              add rule inet watch forward iifname to-c ip6 saddr fd00::/8 counter
+              add rule inet watch forward oifname to-c ip6 saddr fd00::/8 counter'",
     );
     router.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
                ip link add bridge type bridge; ip link set bridge up");
