@@ -225,9 +225,26 @@ fn irregular() -> ChainRules {
 }
 
 /// ICMP errors. From a pod only about its own connection: the end of the connection that the error comes from must be
-/// the pod. Else a pod that may not talk could reset other pods' connections with forged errors.
+/// the pod. Else a pod that may not talk could reset other pods' connections with forged errors. From elsewhere, where
+/// every router on the way may have something to say, not about a connection between two pods of this node, which no
+/// router has seen, and not in a pod's name.
 fn related() -> ChainRules {
-    let mut rules = vec![Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept)];
+    let outside = || Rule::new().then(veth(Source::IIFNAME, Cmp::Neq));
+    let forged = || DropReason::Spoofed.on(Direction::Ingress).goto();
+    let ends = [CtDirection::Original, CtDirection::Reply];
+    let between4 = ends.into_iter().fold(v4(outside()), |rule, end| {
+        rule.lookup([Source::ct_ip_saddr(end)], PodSet::Local4.name())
+    });
+    let between6 = ends.into_iter().fold(v6(outside()), |rule, end| {
+        rule.lookup([Source::ct_ip6_saddr(end)], PodSet::Local6.name())
+    });
+    let mut rules = vec![
+        between4.verdict(forged()),
+        between6.verdict(forged()),
+        v4(outside()).lookup([Source::IP_SADDR], PodSet::Local4.name()).verdict(forged()),
+        v6(outside()).lookup([Source::IP6_SADDR], PodSet::Local6.name()).verdict(forged()),
+        outside().verdict(Verdict::Accept),
+    ];
     for (number, direction) in [(0_u8, CtDirection::Original), (1, CtDirection::Reply)] {
         let own = Rule::new().eq(Source::CT_DIRECTION, number);
         rules.push(

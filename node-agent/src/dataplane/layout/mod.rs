@@ -40,7 +40,7 @@ pub(crate) use veth::chain as veth_chain;
 ///
 /// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
 /// base chain whose declaration changes gets another name, too.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// The kind of the user data that holds the version. `nft` itself uses small numbers.
 pub(crate) const USERDATA_VERSION: u8 = 0x6d;
