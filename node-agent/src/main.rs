@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moat_agent::check::{self, CheckArgs};
-use moat_agent::dataplane::Limits;
+use moat_agent::dataplane::{Limits, PodToNode};
 use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
 use moat_agent::podnet::Mode;
@@ -83,6 +83,9 @@ struct RunArgs {
     address_rest: u64,
     #[command(flatten)]
     network: NetworkArgs,
+    /// Who decides what a pod may send to its own node
+    #[arg(long, value_enum, default_value_t)]
+    pod_to_node: PodToNode,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -195,6 +198,7 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         address_rest: Duration::from_secs(args.address_rest),
         mode: args.network.mode,
         mtu: args.network.mtu,
+        pod_to_node: args.pod_to_node,
         limits: Limits {
             classes: args.limits.max_classes_per_pod,
             prefixes: args.limits.max_prefixes,

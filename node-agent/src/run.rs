@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cni_server::CniServer;
-use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, Ticket, Update};
+use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, PodToNode, Ticket, Update};
 use crate::desired::Desired;
 use crate::doctor;
 use crate::droplog::{DropLog, DropLogConfig, DropNumbers};
@@ -50,6 +50,8 @@ pub struct Options {
     pub mtu: Option<u32>,
     /// What pods, policies and the node may ask of the kernel.
     pub limits: Limits,
+    /// Whether policy decides what a pod may send to its own node.
+    pub pod_to_node: PodToNode,
 }
 
 /// What requests and readings work on.
@@ -181,7 +183,7 @@ async fn start(
 
     let mut desired = Desired::new(options.node.clone(), podnet.attachments());
     let update = desired.start(first.changes);
-    let mut layout = LayoutConfig::default();
+    let mut layout = LayoutConfig { pod_to_node: options.pod_to_node, ..LayoutConfig::default() };
     match desired.node() {
         None => warn!("no manifest describes Node {}: no pod gets an address before one does", options.node),
         Some(node) => {

@@ -46,7 +46,7 @@ pub use concern::Concern;
 pub use counters::DropCounters;
 pub use error::Error;
 pub use judge::{Flow, Judge, Ruling};
-pub use layout::{DropPoint, DropReason, LayoutConfig, LocalPod, TABLE, TUNNEL_PORT, VETH_PREFIX};
+pub use layout::{DropPoint, DropReason, LayoutConfig, LocalPod, PodToNode, TABLE, TUNNEL_PORT, VETH_PREFIX};
 pub use stats::Stats;
 pub use update::Update;
 pub use writer::Commit;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use moat_cni::stream::{Dropped, End, LiveFlow};
 use moat_nfnetlink::conntrack::{Detail, Tuple};
-use moat_policies::{Direction, Endpoint, Evaluator, Family, Flow, Objects, Traffic};
+use moat_policies::{Direction, Endpoint, Evaluator, Family, Flow, Objects, Reason, Traffic};
 
 use super::packet::{Carries, Headers, Kind};
 use crate::dataplane::{DropPoint, DropReason, Ruling};
@@ -166,6 +166,12 @@ fn policy(direction: Direction, headers: &Headers, evaluator: &Evaluator<'_>) ->
     };
     match side.allowed {
         false => side.explain(&flow),
+        true if side.reason == Reason::OwnNode => {
+            format!(
+                "no policy allows {source} to reach its own node, and --pod-to-node is policy",
+                source = flow.source
+            )
+        }
         true => format!("denied then; now {}", side.explain(&flow)),
     }
 }

@@ -5,6 +5,7 @@
 mod check;
 mod drops;
 mod hardening;
+mod pod_to_node;
 mod probe;
 mod refused;
 mod space;

@@ -60,11 +60,23 @@ pub struct LayoutConfig {
     pub v4: bool,
     /// Whether pods have IPv6 addresses here.
     pub v6: bool,
+    /// Whether policy decides what a pod may send to its own node.
+    pub pod_to_node: PodToNode,
+}
+
+/// Who decides what a pod may send to its own node. What the node sends to its own pods always passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum PodToNode {
+    /// Nobody: all of it passes, as the API of NetworkPolicy says
+    #[default]
+    Allow,
+    /// The pod's egress policies, as for every other address that is no pod's
+    Policy,
 }
 
 impl Default for LayoutConfig {
     fn default() -> Self {
-        Self { revoked_mark: 0x0800_0000, log_group: 86, v4: true, v6: true }
+        Self { revoked_mark: 0x0800_0000, log_group: 86, v4: true, v6: true, pod_to_node: PodToNode::Allow }
     }
 }
 
