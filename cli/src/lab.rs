@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use moat_lab::{Colour, Families, Info, LabError, Options, Programs, Purpose, Report, StateDir};
+use moat_lab::{Colour, Families, Info, Joined, LabError, Options, Programs, Purpose, Report, StateDir};
 
 use crate::output::{self, Format};
 
@@ -102,12 +102,36 @@ struct Make {
     /// IPv6 only, where the folder has no Node objects
     #[arg(long, conflicts_with = "dual_stack")]
     ipv6: bool,
+    /// How the nodes are joined; where it is a router, nobody outside talks to pods
+    #[arg(long, value_enum, default_value_t = Joint::Link)]
+    joined: Joint,
     /// Leave an agent that ends as it is, instead of starting it again: what its node then does is the kernel's doing alone
     #[arg(long)]
     no_restart: bool,
     /// Run the agents with --no-owner: the kernel does not guard their tables
     #[arg(long)]
     no_owner: bool,
+}
+
+/// How nodes are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Joint {
+    /// All on one link
+    Link,
+    /// Each on a link of its own with a router that knows no pod
+    Router,
+    /// The same, with a router that drops sources that it does not know
+    StrictRouter,
+}
+
+impl From<Joint> for Joined {
+    fn from(joint: Joint) -> Self {
+        match joint {
+            Joint::Link => Joined::Link,
+            Joint::Router => Joined::Router,
+            Joint::StrictRouter => Joined::StrictRouter,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -189,12 +213,13 @@ impl Make {
             (_, true) => Families::V6,
             _ => Families::V4,
         };
-        let programs = Programs::beside_this_one()?;
+        let (programs, joined) = (Programs::beside_this_one()?, self.joined.into());
         let (restart, owner) = (!self.no_restart, !self.no_owner);
         Ok(Options {
             folder,
             nodes: self.nodes.into(),
             families,
+            joined,
             restart,
             owner,
             purpose: Purpose::Probe,

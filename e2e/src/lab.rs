@@ -20,7 +20,7 @@ use crate::report::{Observed, Report};
 use crate::rooms::{Rooms, check_socket_length};
 use crate::space::Space;
 use crate::state::StateDir;
-use crate::topology::{self, Origin, Placed};
+use crate::topology::{self, Joined, Origin, Placed};
 use crate::world::WorldHost;
 use crate::write;
 
@@ -66,7 +66,9 @@ impl Lab {
 
         tell(&format!("{} nodes: links, addresses, agents", nodes.len()));
         let world: Vec<WorldHost> = topology::reachable_world(&world, &nodes).cloned().collect();
-        let fabric = Fabric::build(&nodes, &world).await?;
+        let fabric = Fabric::build(&nodes, &world, options.joined).await?;
+        // Behind a router that knows no pod, nobody outside can begin a conversation with one: nothing is asked of them.
+        let world = if options.joined == Joined::Link { world } else { Vec::new() };
         let sources = Sources {
             manifests: vec![state.join("manifests"), state.join("nodes")],
             pod_status: state.join("pods"),
@@ -217,11 +219,6 @@ impl Lab {
             stations.push(Station { host: host.clone(), space: space.clone() });
         }
         Prober::start(stations).await.trying(|| "cannot start the servers of the pods".into())
-    }
-
-    /// The addresses outside that the lab has.
-    pub(crate) fn world(&self) -> impl Iterator<Item = std::net::IpAddr> {
-        self.world.iter().map(|host| host.address)
     }
 
     /// The namespace that a host is in.

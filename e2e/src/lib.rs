@@ -69,5 +69,5 @@ pub use report::{Observed, Report, ReportCell, ReportHost};
 pub use sockets::sockets;
 pub use state::StateDir;
 pub use textfile::LineError;
-pub use topology::Families;
+pub use topology::{Families, Joined};
 pub use world::{WORLD_FILE, WorldHost};

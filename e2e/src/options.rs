@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{LabError, Trying as _};
-use crate::topology::Families;
+use crate::topology::{Families, Joined};
 
 /// What a lab is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub struct Options {
     pub nodes: usize,
     /// Of which families, likewise.
     pub families: Families,
+    /// How the nodes are joined.
+    pub joined: Joined,
     /// Whether agents that end are started again.
     pub restart: bool,
     /// Whether the kernel is to guard the agents' tables, where it can.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use moat_lab::{Colour, Families, HostileOptions, HostileReport, Options, Programs, Purpose};
 
-use super::Progress;
+use super::{Joint, Progress};
 use crate::output::{self, Format};
 
 /// Send what pods should not, and see where it arrives
@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// IPv6 only
     #[arg(long)]
     ipv6: bool,
+    /// How the nodes are joined
+    #[arg(long, value_enum, default_value_t = Joint::Link)]
+    joined: Joint,
     /// Only rows whose group or text contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -58,6 +61,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         folder: PathBuf::new(),
         nodes: 2,
         families,
+        joined: args.joined.into(),
         restart: true,
         owner: true,
         purpose: Purpose::Hostile,

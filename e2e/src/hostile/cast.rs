@@ -136,6 +136,8 @@ pub(super) struct Cast {
     pub(super) pods: [Seat; Who::ALL.len()],
     pub(super) nodes: Vec<Seat>,
     pub(super) world: Seat,
+    /// Whether nodes send by a router what they know no other way for.
+    pub(super) routed: bool,
 }
 
 impl Cast {

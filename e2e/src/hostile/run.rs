@@ -20,7 +20,7 @@ use crate::lab::{Lab, Tell};
 use crate::link::UPLINK;
 use crate::probe::payload;
 use crate::space::Space;
-use crate::topology::node_addresses;
+use crate::topology::{Joined, node_addresses};
 
 /// A mark that takes longer was lost.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ pub(crate) async fn run(
             done.push(stage.perform(&row).await?);
         }
     }
-    Ok(HostileReport { topology: "one link".into(), rows: done, notes: Vec::new() })
+    Ok(HostileReport { topology: lab.options.joined.to_string(), rows: done, notes: Vec::new() })
 }
 
 impl Stage {
@@ -92,20 +92,20 @@ impl Stage {
         let wires = lab.fabric.wires().await?;
         let seen = sights.clone();
         let place_of = move |index| wires.iter().position(|wire| *wire == index).map(Place::Wire);
-        let watch = lab.fabric.bridge().run(async move { Watch::links(place_of, &seen) }).await;
+        let watch = lab.fabric.hub().run(async move { Watch::links(place_of, &seen) }).await;
         watches.push(watch.flatten().trying(|| "cannot watch the fabric".into())?);
         let world = lab.fabric.world().ok_or_else(|| absent("the world"))?;
-        let (mac, _, writer) = in_space(world, UPLINK, false).await?;
-        writers.insert(Sender::Uplink, (world.clone(), writer));
+        let (uplink, name) = lab.fabric.uplink().ok_or_else(|| absent("the uplink"))?;
+        let (mac, _, writer) = in_space(uplink, &name, false).await?;
+        writers.insert(Sender::Uplink, (uplink.clone(), writer));
         let seen = sights.clone();
         let watch = world.run(async move { Watch::links(|_| Some(Place::World), &seen) }).await;
         watches.push(watch.flatten().trying(|| "cannot watch the world".into())?);
         let next = nodes.first().map_or([0; 6], |node: &Seat| node.mac);
-        let outside: Vec<IpAddr> = lab.world().collect();
-        let world = Seat::new(mac, next, &outside);
+        let world = Seat::new(mac, next, lab.fabric.outside());
         let pods = pods.try_into().map_err(|_| absent("a pod"))?;
         let stage = Self {
-            cast: Cast { pods, nodes, world },
+            cast: Cast { pods, nodes, world, routed: lab.options.joined != Joined::Link },
             sights,
             writers,
             nodes: lab.fabric.nodes().to_vec(),
@@ -235,13 +235,10 @@ impl Stage {
 }
 
 /// The hardware address of a link, the one of its gateway where there is one, and a writer.
-async fn in_space(
-    space: &Space,
-    name: &'static str,
-    gateway: bool,
-) -> Result<(Mac, Mac, Arc<Writer>), LabError> {
+async fn in_space(space: &Space, name: &str, gateway: bool) -> Result<(Mac, Mac, Arc<Writer>), LabError> {
+    let name = name.to_owned();
     let look = async move {
-        let (address, mac) = link(name)?;
+        let (address, mac) = link(&name)?;
         let next = if gateway { state_of::only_neighbour().await? } else { [0; 6] };
         Ok::<_, io::Error>((mac, next, Arc::new(Writer::open(address)?)))
     };

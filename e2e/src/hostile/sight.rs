@@ -1,13 +1,19 @@
 //! What a watcher makes of the bytes it sees: whose row they are of. Pure.
 
-use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
+use super::frame::UDP;
 use crate::probe::number_in;
 
 /// Marks have numbers from here on; below are the labels of rows.
 pub(super) const FIRST_MARK: u64 = 1 << 32;
 
-/// The number of a frame as it is on a link: the label in its IP header, or a mark in its payload.
+/// VXLAN's port (IANA), and the size of its header (RFC 7348).
+const TUNNEL_PORT: u16 = 4789;
+const TUNNEL_HEADER: usize = 8;
+
+/// The number of a frame as it is on a link: the label in its IP header, or a mark in its payload. Of a tunnel's frame,
+/// the number of what is in it.
 pub(super) fn of_frame(frame: &[u8]) -> Option<u64> {
     let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
     let label = match packet.net.as_ref()? {
@@ -15,16 +21,29 @@ pub(super) fn of_frame(frame: &[u8]) -> Option<u64> {
         LaxNetSlice::Ipv6(ip) => u64::from(ip.header().flow_label().value()),
         LaxNetSlice::Arp(_) => return None,
     };
-    scan(frame).filter(|number| *number >= FIRST_MARK).or(Some(label))
-}
-
-/// The number of what a raw socket handed out: the payload's, or IPv4's label.
-pub(super) fn of_datagram(datagram: &[u8], v4: bool) -> Option<u64> {
-    let label = || match (v4, datagram) {
-        (true, [_, _, _, _, high, low, ..]) => Some(u64::from(u16::from_be_bytes([*high, *low]))),
+    let inner = || match &packet.transport {
+        Some(TransportSlice::Udp(udp)) if udp.destination_port() == TUNNEL_PORT => {
+            of_frame(udp.payload().get(TUNNEL_HEADER..)?)
+        }
         _ => None,
     };
-    scan(datagram).or_else(label)
+    scan(frame).filter(|number| *number >= FIRST_MARK).or_else(inner).or(Some(label))
+}
+
+/// The number of what a raw socket of a protocol handed out: the payload's, or IPv4's label. Of a tunnel's frame, only one
+/// that stands where the tunnel's header should be: what is carried is not for this node.
+pub(super) fn of_datagram(datagram: &[u8], v4: bool, protocol: u8) -> Option<u64> {
+    let (label, header) = match (v4, datagram) {
+        (true, [first, _, _, _, high, low, ..]) => {
+            (Some(u64::from(u16::from_be_bytes([*high, *low]))), usize::from(first & 0xf) * 4)
+        }
+        _ => (None, 0),
+    };
+    let message = datagram.get(header..)?;
+    if protocol == UDP && message.get(2..4) == Some(&TUNNEL_PORT.to_be_bytes()) {
+        return number_in(message.get(8..)?);
+    }
+    scan(message).or(label)
 }
 
 fn scan(bytes: &[u8]) -> Option<u64> {
@@ -34,7 +53,7 @@ fn scan(bytes: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hostile::frame::{Ends, Eth, Ip, UDP};
+    use crate::hostile::frame::{Ends, Eth, Ip};
     use crate::probe::payload;
 
     #[test]
@@ -54,9 +73,12 @@ mod tests {
     #[test]
     fn datagrams_are_told_by_their_payload_first() {
         let ends = Ends::new("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        assert_eq!(of_datagram(&Ip::new(ends, 7).packet(253, b""), true), Some(7));
-        assert_eq!(of_datagram(&Ip::new(ends, 7).packet(253, &payload(9)), true), Some(9));
-        assert_eq!(of_datagram(&payload(9), false), Some(9));
-        assert_eq!(of_datagram(b"nothing", false), None);
+        assert_eq!(of_datagram(&Ip::new(ends, 7).packet(253, b""), true, 253), Some(7));
+        assert_eq!(of_datagram(&Ip::new(ends, 7).packet(253, &payload(9)), true, 253), Some(9));
+        assert_eq!(of_datagram(&payload(9), false, UDP), Some(9));
+        let tunnelled = |payload: &[u8]| ends.udp((1, TUNNEL_PORT), payload);
+        assert_eq!(of_datagram(&tunnelled(&payload(9)), false, UDP), Some(9));
+        assert_eq!(of_datagram(&tunnelled(&[&[8; 8], &payload(9)[..]].concat()), false, UDP), None);
+        assert_eq!(of_datagram(b"nothing", false, UDP), None);
     }
 }

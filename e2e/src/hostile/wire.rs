@@ -132,13 +132,14 @@ impl Watch {
     pub(super) fn stack(place: Place, sights: &Sights) -> io::Result<Vec<Arc<Self>>> {
         use frame::{ESP, GRE, ICMP, ICMP6, IP6_IN_IP, IPIP, SCTP, TCP, UDP};
         let both = [TCP, UDP, IPIP, IP6_IN_IP, GRE, ESP, SCTP, UNKNOWN];
-        let v4 = both.iter().chain(&[ICMP]).map(|p| (Domain::IPV4, *p));
-        let v6 = both.iter().chain(&[ICMP6]).map(|p| (Domain::IPV6, *p));
+        let v4 = both.into_iter().chain([ICMP]).map(|p| (Domain::IPV4, p));
+        let v6 = both.into_iter().chain([ICMP6]).map(|p| (Domain::IPV6, p));
         let watches = v4.chain(v6).map(|(domain, protocol)| {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
             let is_v4 = domain == Domain::IPV4;
-            let look =
-                move |bytes: &[u8], _: Option<LinkAddr>| Some((sight::of_datagram(bytes, is_v4)?, place));
+            let look = move |bytes: &[u8], _: Option<LinkAddr>| {
+                Some((sight::of_datagram(bytes, is_v4, protocol)?, place))
+            };
             Self::start(socket, Box::new(look), sights)
         });
         watches.collect()

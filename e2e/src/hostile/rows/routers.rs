@@ -76,45 +76,56 @@ fn routers6(t: &mut Table<'_>) {
     }
 }
 
+/// Where a packet for a special address may go.
+enum Goes {
+    Nowhere,
+    /// A node and its own pods always reach each other.
+    ToTheNode,
+    /// By the node's default route, where it has one, as from a pod that no policy selects everything does.
+    ByDefault,
+}
+
 /// Addresses that are no pod's.
 fn destinations(t: &mut Table<'_>) {
     use Who::{Denied, Near, Open};
     t.group("special destinations");
-    // A node and its own pods always reach each other; nothing is to go further.
-    let node = [Place::Node(0)];
-    let everywhere: &[(&str, &str, bool)] = match t.family {
+    let everywhere: &[(&str, &str, Goes)] = match t.family {
         Family::V4 => &[
-            ("127.0.0.1", "loopback", false),
-            ("127.8.8.8", "loopback", false),
-            ("169.254.1.1", "the gateway", false),
-            ("169.254.169.254", "link-local", false),
-            ("224.0.0.1", "all systems", true),
-            ("239.1.2.3", "multicast", false),
-            ("255.255.255.255", "broadcast", true),
-            ("0.0.0.0", "nobody", false),
-            ("10.244.1.255", "the last of the podCIDR", false),
-            ("10.244.1.0", "the first of the podCIDR", false),
-            ("10.244.1.250", "nobody's in the podCIDR", false),
-            ("240.0.0.1", "reserved", false),
+            ("127.0.0.1", "loopback", Goes::Nowhere),
+            ("127.8.8.8", "loopback", Goes::Nowhere),
+            ("169.254.1.1", "the gateway", Goes::ByDefault),
+            ("169.254.169.254", "link-local", Goes::ByDefault),
+            ("224.0.0.1", "all systems", Goes::ToTheNode),
+            ("239.1.2.3", "multicast", Goes::Nowhere),
+            ("255.255.255.255", "broadcast", Goes::ToTheNode),
+            ("0.0.0.0", "nobody", Goes::Nowhere),
+            ("10.244.1.255", "the last of the podCIDR", Goes::Nowhere),
+            ("10.244.1.0", "the first of the podCIDR", Goes::Nowhere),
+            ("10.244.1.250", "nobody's in the podCIDR", Goes::Nowhere),
+            ("240.0.0.1", "reserved", Goes::ByDefault),
         ],
         Family::V6 => &[
-            ("::1", "loopback", false),
-            ("::", "nobody", false),
-            ("fe80::1", "the gateway", false),
-            ("fe80::77", "link-local", false),
-            ("ff01::1", "this host", false),
-            ("ff02::1", "all nodes", true),
-            ("ff02::2", "all routers", true),
-            ("ff05::1:3", "multicast", false),
-            ("ff0e::1", "multicast", false),
-            ("::ffff:10.244.1.1", "an IPv4 address", false),
-            ("fd10:244:0:1::fefe", "nobody's in the podCIDR", false),
+            ("::1", "loopback", Goes::Nowhere),
+            ("::", "nobody", Goes::ByDefault),
+            ("fe80::1", "the gateway", Goes::Nowhere),
+            ("fe80::77", "link-local", Goes::Nowhere),
+            ("ff01::1", "this host", Goes::Nowhere),
+            ("ff02::1", "all nodes", Goes::ToTheNode),
+            ("ff02::2", "all routers", Goes::ToTheNode),
+            ("ff05::1:3", "multicast", Goes::Nowhere),
+            ("ff0e::1", "multicast", Goes::Nowhere),
+            ("::ffff:10.244.1.1", "an IPv4 address", Goes::ByDefault),
+            ("fd10:244:0:1::fefe", "nobody's in the podCIDR", Goes::Nowhere),
         ],
     };
-    for (text, what, is_the_nodes) in everywhere {
+    for (text, what, goes) in everywhere {
         let Ok(to) = text.parse::<IpAddr>() else { continue };
-        let expected: &[Place] = if *is_the_nodes { &node } else { &[] };
         for from in [Denied, Open] {
+            let expected: &[Place] = match goes {
+                Goes::ToTheNode => &[Place::Node(0)],
+                Goes::ByDefault if from == Open && t.cast.routed => &[Place::Wire(0)],
+                Goes::ByDefault | Goes::Nowhere => &[],
+            };
             t.pod(from, format!("{what} ({text})"), |d| d.allowed(d.own(), to), expected);
         }
     }
