@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use moat_agent::check::{self, CheckArgs};
 use moat_agent::dataplane::{Limits, PodToNode};
 use moat_agent::doctor::{self, DoctorArgs};
@@ -101,6 +102,14 @@ struct NetworkArgs {
     /// is one]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     mtu: Option<u32>,
+    /// Let pods' packets leave the cluster with the pods' own addresses. Without it, what goes to no node and no pod is sent in the
+    /// node's name
+    #[arg(long)]
+    no_masquerade: bool,
+    /// Prefix that pods' packets reach with the pods' own addresses, as they do other pods and nodes: another part of the cluster,
+    /// or a network that knows the way back; may be given more than once
+    #[arg(long, value_name = "CIDR")]
+    masquerade_except: Vec<IpNet>,
 }
 
 /// What pods, policies and the node may ask of the kernel. Above a limit the pods that it is about are closed, and /readyz
@@ -198,6 +207,8 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         address_rest: Duration::from_secs(args.address_rest),
         mode: args.network.mode,
         mtu: args.network.mtu,
+        masquerade: !args.network.no_masquerade,
+        inside: args.network.masquerade_except,
         pod_to_node: args.pod_to_node,
         limits: Limits {
             classes: args.limits.max_classes_per_pod,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use moat_manifests::Errors;
 use moat_policies::{Key, NamespacedName};
 use tokio::sync::{mpsc, watch};
@@ -46,6 +47,10 @@ pub struct Options {
     pub address_rest: Duration,
     /// How packets get to the pods of other nodes.
     pub mode: Mode,
+    /// Whether what leaves the cluster leaves in the node's name.
+    pub masquerade: bool,
+    /// What is the cluster's besides the nodes' addresses and podCIDRs, or is to be treated so.
+    pub inside: Vec<IpNet>,
     /// The MTU of the pods' links, where it is not to follow from the node's.
     pub mtu: Option<u32>,
     /// What pods, policies and the node may ask of the kernel.
@@ -181,9 +186,16 @@ async fn start(
         .context("cannot take the pod network over")?;
     first.changes.warnings.iter().for_each(|w| warn!("{w}"));
 
-    let mut desired = Desired::new(options.node.clone(), podnet.attachments());
+    let mut desired =
+        Desired::new(options.node.clone(), podnet.attachments()).also_inside(options.inside.clone());
     let update = desired.start(first.changes);
-    let mut layout = LayoutConfig { pod_to_node: options.pod_to_node, ..LayoutConfig::default() };
+    let tunnel = options.mode != Mode::Routed;
+    let mut layout = LayoutConfig {
+        tunnel,
+        masquerade: options.masquerade,
+        pod_to_node: options.pod_to_node,
+        ..LayoutConfig::default()
+    };
     match desired.node() {
         None => warn!("no manifest describes Node {}: no pod gets an address before one does", options.node),
         Some(node) => {

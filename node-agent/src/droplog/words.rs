@@ -136,7 +136,12 @@ fn explanation(point: DropPoint, headers: &Headers, evaluator: &Evaluator<'_>) -
             }
             Direction::Ingress => "it has a pod's address and does not come from that pod",
         },
-        DropReason::Tunnel => "it is for a tunnel's port, which is no pod's business",
+        DropReason::Tunnel => match point.direction {
+            Direction::Egress => "it is for a tunnel's port, which is no pod's business",
+            Direction::Ingress => {
+                "it came to the tunnel's port, and no node that is known may send what is in it from there"
+            }
+        },
         DropReason::KernelRefused => "the kernel did not take the pod's rules, so the pod is closed",
     };
     fixed.to_owned()

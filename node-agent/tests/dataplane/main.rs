@@ -5,10 +5,12 @@
 mod check;
 mod drops;
 mod hardening;
+mod masquerade;
 mod pod_to_node;
 mod probe;
 mod refused;
 mod space;
+mod tunnel;
 mod upgrade;
 mod verdicts;
 mod world;

@@ -111,7 +111,7 @@ fn tables_of_the_first_layout_are_taken_over_under_traffic() {
                     keeps();
                 }
                 assert_eq!(traffic.stop(), (0, 0), "guarded: {guarded}");
-                assert_eq!(standing(&w), (handle, Some(2)), "the same table, filled by this version");
+                assert_eq!(standing(&w), (handle, Some(3)), "the same table, filled by this version");
                 assert_eq!(w.dataplane().stats().owner(), u64::from(guarded));
                 w.check();
                 drop(old);
@@ -146,7 +146,7 @@ fn tables_of_a_newer_layout_are_taken_over_under_traffic() {
             let traffic = Traffic::start(&w, &[allowed], &["c"]);
             w.start(w.whole());
             assert_eq!(traffic.stop(), (0, 0));
-            assert_eq!(standing(&w), (handle, Some(2)));
+            assert_eq!(standing(&w), (handle, Some(3)));
             let left = w.node.command("nft list ruleset");
             assert!(!left.contains("tomorrow") && !left.contains("early"), "{left}");
             w.check();

@@ -45,6 +45,10 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
             chains.extend([forward(config, fast), input(config)]);
         }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
+        Table::Net => {
+            chains.extend(super::tunnel::chains(config));
+            chains.extend(super::masquerade::chain(config));
+        }
     }
     chains
 }
@@ -54,7 +58,7 @@ fn regular(table: Table, name: &'static str, rules: Vec<Rule>) -> ChainRules {
 }
 
 /// `iifname "moat*"` or `oifname "moat*"`, or the opposite.
-fn veth(source: Source, cmp: Cmp) -> Statement {
+pub(super) fn veth(source: Source, cmp: Cmp) -> Statement {
     let value = IfName::new(names::VETH_PREFIX).map_or(Operand::bytes(*b"moat"), Operand::prefix);
     Statement::Match { source, mask: None, cmp, value }
 }
@@ -161,7 +165,8 @@ pub(crate) fn forward(config: &LayoutConfig, fast: FastPath) -> ChainRules {
     }
 }
 
-fn tunnel() -> Rule {
+/// To the tunnel's port.
+pub(super) fn tunnel() -> Rule {
     Rule::new().eq(Source::L4PROTO, UDP).eq(Source::TH_DPORT, Operand::be16(TUNNEL_PORT))
 }
 
@@ -232,12 +237,12 @@ fn related() -> ChainRules {
     let outside = || Rule::new().then(veth(Source::IIFNAME, Cmp::Neq));
     let forged = || DropReason::Spoofed.on(Direction::Ingress).goto();
     let ends = [CtDirection::Original, CtDirection::Reply];
-    let between4 = ends.into_iter().fold(v4(outside()), |rule, end| {
-        rule.lookup([Source::ct_ip_saddr(end)], PodSet::Local4.name())
-    });
-    let between6 = ends.into_iter().fold(v6(outside()), |rule, end| {
-        rule.lookup([Source::ct_ip6_saddr(end)], PodSet::Local6.name())
-    });
+    let between4 = ends
+        .into_iter()
+        .fold(v4(outside()), |rule, end| rule.lookup([Source::ct_ip_saddr(end)], PodSet::Local4.name()));
+    let between6 = ends
+        .into_iter()
+        .fold(v6(outside()), |rule, end| rule.lookup([Source::ct_ip6_saddr(end)], PodSet::Local6.name()));
     let mut rules = vec![
         between4.verdict(forged()),
         between6.verdict(forged()),

@@ -9,6 +9,8 @@
 //!               to-pod                oifname ▶ to_pod                    ──▶ ingress-<program> | accept
 //!               ingress-<program>     peers and ports                     ──▶ accept | policy-ingress
 //!               input                 iifname . MAC in pods: from pods that we know only
+//! inet moat-net tunnel                what comes to the tunnel's port   ──▶ senders
+//!               masquerade            what leaves the cluster
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
@@ -17,9 +19,11 @@
 
 mod drops;
 mod fixed;
+mod masquerade;
 mod names;
 mod program;
 mod sets;
+mod tunnel;
 mod veth;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,10 +33,13 @@ use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::{chains as fixed_chains, forward};
+pub use masquerade::Inside;
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
-pub use names::{TABLE, VETH_PREFIX};
+pub use names::{NET_TABLE, TABLE, VETH_PREFIX};
 pub(crate) use program::{ProgramObjects, program};
 pub(crate) use sets::{element, parts, prefixes};
+pub use tunnel::Senders;
+pub(crate) use tunnel::sets as tunnel_sets;
 pub(crate) use veth::chain as veth_chain;
 
 /// Changes whenever the layout does. Kept with each table that is made, and with the first rule of [`FORWARD`], which is
@@ -60,6 +67,10 @@ pub struct LayoutConfig {
     pub v4: bool,
     /// Whether pods have IPv6 addresses here.
     pub v6: bool,
+    /// Whether there may be a tunnel to other nodes, so that it is looked at what comes to its port.
+    pub tunnel: bool,
+    /// Whether what leaves the cluster leaves in the node's name.
+    pub masquerade: bool,
     /// Whether policy decides what a pod may send to its own node.
     pub pod_to_node: PodToNode,
 }
@@ -76,7 +87,15 @@ pub enum PodToNode {
 
 impl Default for LayoutConfig {
     fn default() -> Self {
-        Self { revoked_mark: 0x0800_0000, log_group: 86, v4: true, v6: true, pod_to_node: PodToNode::Allow }
+        Self {
+            revoked_mark: 0x0800_0000,
+            log_group: 86,
+            v4: true,
+            v6: true,
+            tunnel: false,
+            masquerade: false,
+            pod_to_node: PodToNode::Allow,
+        }
     }
 }
 
