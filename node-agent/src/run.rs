@@ -240,6 +240,7 @@ async fn start(
     let agent = Agent { desired, droplog, flows, dataplane, followed, podnet, readiness, metrics };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
+    agent.podnet.keep(agent.metrics.mended.clone()).context("cannot watch over the pod network")?;
     Ok(agent)
 }
 

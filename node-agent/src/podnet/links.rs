@@ -145,7 +145,7 @@ fn from_mac(mac: &[u8]) -> Option<IpAddr> {
 }
 
 /// A link in a message of the kernel.
-fn read_link(message: &[u8]) -> Option<Link> {
+pub(crate) fn read_link(message: &[u8]) -> Option<Link> {
     if u16_at(message, 4)? != RTM_NEWLINK {
         return None;
     }
@@ -194,7 +194,7 @@ fn read_vxlan(data: &[u8]) -> Vxlan {
 }
 
 /// The attributes one after another; ends at the first that is none.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
         let value = bytes.get(4..length)?;
@@ -208,11 +208,11 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 

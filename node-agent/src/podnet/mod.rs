@@ -22,6 +22,7 @@ mod check;
 mod clock;
 mod disk;
 mod error;
+mod heal;
 pub(crate) mod identity;
 mod ipam;
 pub(crate) mod journal;

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moat_policies::Node;
+use prometheus_client::metrics::counter::Counter;
 use tokio::task;
 
 use super::attachment::{Attachment, AttachmentKey};
+use super::heal;
 use super::journal::{self, JournalError};
 use super::node::NodeNetwork;
 use super::{Mode, PodNetError};
@@ -106,6 +108,12 @@ impl PodNet {
     /// who shares a link with this node.
     pub async fn refresh(&self) -> Result<(), PodNetError> {
         self.blocking(NodeNetwork::refresh).await
+    }
+
+    /// From now on, what somebody removes or changes of what was made in the node's namespace is made again at once:
+    /// routes, neighbours, rules, links and kernel parameters; `mended` counts them. Until nobody has the pod network any more.
+    pub fn keep(&self, mended: Counter) -> Result<(), PodNetError> {
+        heal::keep(&self.0, mended)
     }
 
     /// Gives a pod its addresses and writes that down; makes nothing yet.

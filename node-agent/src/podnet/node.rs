@@ -15,6 +15,7 @@ use tracing::warn;
 use super::attachment::{Attachment, AttachmentKey, macs};
 use super::check::{self, Defaults};
 use super::clock::Clock;
+use super::heal::Active;
 use super::ipam::Ipam;
 use super::journal::{Durable, Journal};
 use super::netlink::Netlink;
@@ -35,6 +36,10 @@ pub(crate) struct NodeNetwork {
     /// that must not keep the others waiting.
     idle: Mutex<Vec<Netlink>>,
     state: Mutex<State>,
+    /// The links that are up for their pods.
+    pub(crate) active: Active,
+    /// Who makes the way to other nodes, one after the other: what was told last must win.
+    nodes: Mutex<()>,
     clock: Clock,
     durable: Arc<Durable>,
 }
@@ -97,7 +102,8 @@ impl NodeNetwork {
     ) -> Result<Self, PodNetError> {
         let durable = state.journal.durable();
         let (idle, state) = (Mutex::new(vec![netlink]), Mutex::new(state));
-        Ok(Self { config, node: Netns::current()?, idle, state, clock, durable })
+        let (active, nodes) = (Active::default(), Mutex::default());
+        Ok(Self { config, node: Netns::current()?, idle, state, active, nodes, clock, durable })
     }
 
     // Nothing is left half-done in memory where a thread could panic, so a poisoned lock holds good state.
@@ -127,6 +133,17 @@ impl NodeNetwork {
 
     pub(crate) fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
         self.state().journal.contents().get(key).cloned()
+    }
+
+    /// The attachment whose node's end has this name.
+    pub(crate) fn by_link(&self, name: &str) -> Option<Attachment> {
+        self.state().journal.contents().attachments().iter().find(|a| a.host_ifname == name).cloned()
+    }
+
+    /// The attachment that has this address.
+    pub(crate) fn by_address(&self, address: IpAddr) -> Option<Attachment> {
+        let holds = |a: &&Attachment| a.addresses().any(|held| held == address);
+        self.state().journal.contents().attachments().iter().find(holds).cloned()
     }
 
     pub(crate) fn available(&self) -> Result<(), PodNetError> {
@@ -208,6 +225,7 @@ impl NodeNetwork {
         self.node.run(|| sysctl::set_all(&sysctl::of_host_end(name, ipv6)))??;
         failpoint::reach("before up");
         self.netlink(|netlink| wire::connect(netlink, attachment))?;
+        self.active.add(name);
         failpoint::reach("up");
         wire::wait_until_ready(attachment, &Netns::open(&attachment.netns)?)
     }
@@ -216,6 +234,7 @@ impl NodeNetwork {
         // The link first: an address is free only when nobody can use it any more. The name follows from the key, so that
         // a link is found which no record tells of.
         let link = key.host_ifname();
+        self.active.remove(&link);
         self.netlink(|netlink| Ok(wire::remove(netlink, &link)?))?;
         failpoint::reach("link gone");
         let mut state = self.state();
@@ -289,6 +308,11 @@ impl NodeNetwork {
     }
 
     pub(crate) fn set_nodes(&self, local: &Node, others: &[Node]) -> Result<(), PodNetError> {
+        let _turn = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lead_to(local, others)
+    }
+
+    fn lead_to(&self, local: &Node, others: &[Node]) -> Result<(), PodNetError> {
         let first =
             |ipv6: bool| local.pod_cidrs.iter().copied().find(|cidr| matches!(cidr, IpNet::V6(_)) == ipv6);
         let (v4, v6) = (first(false), first(true));
@@ -320,7 +344,8 @@ impl NodeNetwork {
     }
 
     pub(crate) fn refresh(&self) -> Result<(), PodNetError> {
+        let _turn = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let nodes = self.state().nodes.clone();
-        nodes.map_or(Ok(()), |(local, others)| self.set_nodes(&local, &others))
+        nodes.map_or(Ok(()), |(local, others)| self.lead_to(&local, &others))
     }
 }

@@ -102,6 +102,14 @@ pub(crate) fn of_tunnel(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     wanted
 }
 
+/// Of what the host end of a pod needs, that of whose change the kernel tells nobody.
+pub(crate) fn without_events(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let told = ["rp_filter", "forwarding", "proxy_arp"];
+    let mut wanted = of_host_end(name, ipv6);
+    wanted.retain(|(name, _)| !told.iter().any(|told| name.ends_with(told)));
+    wanted
+}
+
 /// What the pod's end needs before it comes up, each with its value.
 pub(crate) fn of_pod_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     if !has_ipv6() {

@@ -7,6 +7,7 @@ mod attach;
 mod cnitool;
 mod crash;
 mod drift;
+mod heal;
 mod lost;
 mod nodes;
 mod real;

@@ -17,6 +17,7 @@ use moat_cni::error::{CniError, code};
 use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
 use moat_policies::Node;
 use nix::sched::{CloneFlags, unshare};
+use prometheus_client::metrics::counter::Counter;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -150,6 +151,8 @@ pub(crate) struct TestNode {
     pub(crate) local: Node,
     pub(crate) others: Vec<Node>,
     pub(crate) rest: Duration,
+    /// Counts what is made again, where that is wanted.
+    pub(crate) keep: Option<Counter>,
     pub(crate) mode: Mode,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>, PodNet)>,
 }
@@ -184,7 +187,8 @@ impl TestNode {
         let ns = Namespace::new();
         ns.sh("ip link set lo up");
         let folder = tempfile::tempdir().unwrap();
-        Self { ns, folder, local, others: Vec::new(), rest: Duration::ZERO, mode: Mode::Auto, running: None }
+        let (others, rest, keep, mode) = (Vec::new(), Duration::ZERO, None, Mode::Auto);
+        Self { ns, folder, local, others, rest, keep, mode, running: None }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -198,6 +202,7 @@ impl TestNode {
     /// Starts pod network and server, as an agent's start does.
     pub(crate) fn start(&mut self) {
         let (local, others, rest, mode) = (self.local.clone(), self.others.clone(), self.rest, self.mode);
+        let keep = self.keep.clone();
         let (state_dir, socket) = (self.state_dir(), self.socket());
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, ready) = channel();
@@ -210,6 +215,9 @@ impl TestNode {
                         PodNetConfig { address_rest: rest, notes, mode, ..PodNetConfig::new(state_dir) };
                     let podnet = PodNet::open(config).unwrap();
                     podnet.set_nodes(&local, &others).await.unwrap();
+                    if let Some(mended) = keep {
+                        podnet.keep(mended).unwrap();
+                    }
                     let server = CniServer::bind(&socket).unwrap();
                     tell.send(podnet.clone()).unwrap();
                     let shutdown = async {
