@@ -214,9 +214,12 @@ impl Lab {
 
     async fn start_prober(&self, hosts: &[Host]) -> Result<Prober, LabError> {
         let mut stations = Vec::with_capacity(hosts.len());
+        let nodes = self.rooms.nodes();
         for host in hosts {
-            let space = self.space_of(&host.endpoint)?;
-            stations.push(Station { host: host.clone(), space: space.clone() });
+            let space = self.space_of(&host.endpoint)?.clone();
+            let node = nodes.iter().find(|node| Some(&node.name) == host.node.as_ref());
+            let outside_as = node.map(topology::node_addresses).unwrap_or_default();
+            stations.push(Station { host: host.clone(), space, outside_as });
         }
         Prober::start(stations).await.trying(|| "cannot start the servers of the pods".into())
     }

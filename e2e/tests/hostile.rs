@@ -27,8 +27,18 @@ fn as_expected(flags: &[&str], families: &[&str]) {
 }
 
 #[test]
-fn dual_stack() {
+fn on_one_link() {
     as_expected(&[], &["IPv4", "IPv6"]);
+}
+
+#[test]
+fn behind_a_router() {
+    as_expected(&["--joined", "router"], &["IPv4", "IPv6"]);
+}
+
+#[test]
+fn behind_a_router_that_filters_sources() {
+    as_expected(&["--joined", "strict-router"], &["IPv4", "IPv6"]);
 }
 
 #[test]
@@ -39,4 +49,39 @@ fn ipv4_alone() {
 #[test]
 fn ipv6_alone() {
     as_expected(&["--ipv6"], &["IPv6"]);
+    as_expected(&["--ipv6", "--joined", "strict-router"], &["IPv6"]);
+}
+
+/// What would be wrong if nobody watched over the pods is seen to be wrong.
+#[test]
+fn without_moats_tables_rows_differ() {
+    if std::process::Command::new("nft").arg("--version").output().is_err() {
+        return;
+    }
+    let (status, report) = hostile(&["--unprotected"]);
+    assert_eq!(status, 1);
+    let wrong: Vec<_> = report.differences().collect();
+    for group in [
+        "no trick",
+        "spoofed source",
+        "another hardware address",
+        "VLAN tags",
+        "fragments",
+        "extension headers",
+        "IPv4 options",
+        "other protocols",
+        "tunnels",
+        "routers' messages",
+        "who has an address",
+        "ICMP errors",
+        "TCP from nowhere",
+        "UDP answers to nothing",
+    ] {
+        let seen = wrong.iter().filter(|row| row.group == group).count();
+        assert!(seen > 0, "no row of {group} differs");
+    }
+    // What must arrive does so with moat and without.
+    for row in report.rows.iter().filter(|row| row.group == "no trick" && !row.expected.is_empty()) {
+        assert!(!row.differs(), "{row:?}");
+    }
 }

@@ -42,6 +42,9 @@ pub(super) struct Args {
     /// Only rows whose group or text contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Stop the agents and delete their tables first: to see that what moat drops would be seen (needs nft)
+    #[arg(long)]
+    unprotected: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -62,12 +65,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         nodes: 2,
         families,
         joined: args.joined.into(),
-        restart: true,
-        owner: true,
+        restart: !args.unprotected,
+        owner: !args.unprotected,
         purpose: Purpose::Hostile,
         programs: Programs::beside_this_one()?,
     };
-    let options = HostileOptions { only: args.only.clone() };
+    let options = HostileOptions { only: args.only.clone(), unprotected: args.unprotected };
     let report = moat_lab::hostile(&make, &options, &|text| progress.tell(text));
     progress.clear();
     let report = report?;

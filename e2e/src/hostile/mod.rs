@@ -36,6 +36,8 @@ use crate::world::WORLD_FILE;
 pub struct HostileOptions {
     /// Only rows whose group or name contains this.
     pub only: Option<String>,
+    /// Without the agents and their tables: to see that the watchers see.
+    pub unprotected: bool,
 }
 
 /// Makes the folder that the lab is built from.

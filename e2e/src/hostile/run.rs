@@ -16,6 +16,7 @@ use super::sight::FIRST_MARK;
 use super::wire::{Sights, Watch, Writer, link, send_datagram};
 use super::{HostileOptions, state_of};
 use crate::error::{LabError, Trying as _};
+use crate::fabric::nft;
 use crate::lab::{Lab, Tell};
 use crate::link::UPLINK;
 use crate::probe::payload;
@@ -45,6 +46,9 @@ pub(crate) async fn run(
     tell: Tell<'_>,
 ) -> Result<HostileReport, LabError> {
     lab.stop_prober().await;
+    if options.unprotected {
+        unprotect(lab).await?;
+    }
     let mut stage = Stage::set(lab).await?;
     let mut done = Vec::new();
     for family in Family::ALL {
@@ -243,6 +247,21 @@ async fn in_space(space: &Space, name: &str, gateway: bool) -> Result<(Mac, Mac,
         Ok::<_, io::Error>((mac, next, Arc::new(Writer::open(address)?)))
     };
     space.run(look).await.flatten().trying(|| format!("cannot send from {}", space.name()))
+}
+
+/// Ends the agents, which are not started again, and deletes their tables, which the kernel does not guard.
+async fn unprotect(lab: &Lab) -> Result<(), LabError> {
+    for (node, space) in lab.rooms.nodes().iter().zip(lab.fabric.nodes()) {
+        let (agent, _) = lab.rooms.agent_of(&node.name);
+        let mut life = agent.life();
+        agent.process().kill().trying(|| format!("cannot end the agent of {}", node.name))?;
+        while !life.borrow_and_update().over {
+            life.changed().await.map_err(|_| absent("the agent's watcher"))?;
+        }
+        let deleted = space.run(nft("delete table inet moat\ndelete table netdev moat\n")).await.flatten();
+        deleted.trying(|| format!("cannot delete the tables of {}", node.name))?;
+    }
+    Ok(())
 }
 
 fn lost_at(place: Place) -> String {

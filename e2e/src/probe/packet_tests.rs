@@ -38,7 +38,11 @@ async fn hand_made(names: &[&str]) -> (Arc<Space>, Vec<Station>) {
         space.run(wired).await.unwrap();
         let ports = BTreeSet::from([(Protocol::Tcp, 80), (Protocol::Udp, 53)]);
         let endpoint = Endpoint::Pod(NamespacedName::new("test", *name));
-        stations.push(Station { host: Host { endpoint, node: None, addresses, ports }, space });
+        stations.push(Station {
+            host: Host { endpoint, node: None, addresses, ports },
+            space,
+            outside_as: vec![],
+        });
     }
     let settle = async { sysctl("net.ipv6.conf.all.disable_ipv6", "0") };
     fabric.run(settle).await.unwrap().unwrap();
