@@ -11,7 +11,7 @@ use moat_policies::{Family, NamespacedName};
 use super::cast::{Cast, NAMESPACE, Place, Seat, Sender, Who};
 use super::frame::{Ends, Eth, Ip, Mac, UDP};
 use super::report::{HostileReport, HostileRow};
-use super::rows::{Row, rows};
+use super::rows::{Row, rows, service_rules};
 use super::sight::FIRST_MARK;
 use super::wire::{Sights, Watch, Writer, link, send_datagram};
 use super::{HostileOptions, state_of};
@@ -50,12 +50,19 @@ pub(crate) async fn run(
         unprotect(lab).await?;
     }
     let mut stage = Stage::set(lab).await?;
-    let mut done = Vec::new();
+    let (mut done, mut notes) = (Vec::new(), Vec::new());
+    let services = match stage.add_services().await {
+        Ok(()) => true,
+        Err(error) => {
+            notes.push(format!("no row about Services: {error}"));
+            false
+        }
+    };
     for family in Family::ALL {
         if stage.cast.pod(Who::Near).address(family).is_unspecified() {
             continue;
         }
-        for row in rows(&stage.cast, family) {
+        for row in rows(&stage.cast, family, services) {
             if options.only.as_ref().is_some_and(|part| !row.group.contains(part) && !row.name.contains(part))
             {
                 continue;
@@ -64,7 +71,7 @@ pub(crate) async fn run(
             done.push(stage.perform(&row).await?);
         }
     }
-    Ok(HostileReport { topology: lab.options.joined.to_string(), rows: done, notes: Vec::new() })
+    Ok(HostileReport { topology: lab.options.joined.to_string(), rows: done, notes })
 }
 
 impl Stage {
@@ -131,6 +138,16 @@ impl Stage {
                 rustix::thread::sched_setaffinity(None, &allowed).map_err(io::Error::from)
             });
             pinned.await.flatten().trying(|| format!("cannot keep {} on one processor", space.name()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives every node the Services that the rows are about.
+    async fn add_services(&self) -> Result<(), LabError> {
+        for space in &self.nodes {
+            let rules = service_rules(&self.cast);
+            let loaded = space.run(async move { nft(&rules).await }).await.flatten();
+            loaded.trying(|| format!("cannot give {} its Services", space.name()))?;
         }
         Ok(())
     }

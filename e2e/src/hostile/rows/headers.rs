@@ -21,12 +21,15 @@ pub(super) fn rows(t: &mut Table<'_>) {
     }
 }
 
+/// An extension header: its number, and what is behind next header and length.
+type Header<'a> = (u8, &'a [u8]);
+
 fn extensions(t: &mut Table<'_>) {
     use Who::{Denied, Limited, Near};
     t.group("extension headers");
     // Options: six octets of padding.
     let padding = [1, 4, 0, 0, 0, 0];
-    let chains: [(&str, &[(u8, &[u8])]); 6] = [
+    let chains: [(&str, &[Header<'_>]); 6] = [
         ("hop-by-hop options", &[(HOP_BY_HOP, &padding)]),
         ("destination options", &[(DESTINATION, &padding)]),
         (
@@ -52,12 +55,7 @@ fn extensions(t: &mut Table<'_>) {
         // Authentication counts as a protocol of its own, which no policy here allows.
         let is_udp = chain.iter().all(|(kind, _)| *kind != AUTHENTICATION);
         let good: &[Place] = if is_udp { &[Place::Pod(Near)] } else { &[] };
-        t.pod(
-            Limited,
-            format!("{name}, the allowed port"),
-            |d| write(d, d.own(), d.of(Near), ALLOWED),
-            &good,
-        );
+        t.pod(Limited, format!("{name}, the allowed port"), |d| write(d, d.own(), d.of(Near), ALLOWED), good);
     }
     // To its own node, which would lead it on to near.
     for (name, kind) in [("a source route", 0), ("a mobile's route", 2), ("a segment route", 4)] {
@@ -72,8 +70,8 @@ fn extensions(t: &mut Table<'_>) {
     t.row(Sender::Pod(Limited), "the port in a later fragment", split_headers, &[]);
 }
 
-/// A UDP datagram behind a chain of extension headers: each its number, and what is behind next header and length.
-fn chained(d: &Draft<'_>, from: IpAddr, to: IpAddr, port: u16, chain: &[(u8, &[u8])]) -> Vec<u8> {
+/// A UDP datagram behind a chain of extension headers.
+fn chained(d: &Draft<'_>, from: IpAddr, to: IpAddr, port: u16, chain: &[Header<'_>]) -> Vec<u8> {
     let datagram = Ends::new(from, to).udp((super::FROM, port), &d.payload());
     let (first, body) = chain.iter().rev().fold((UDP, datagram), |(next, behind), (kind, body)| {
         let length = match *kind {

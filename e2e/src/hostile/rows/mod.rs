@@ -6,8 +6,11 @@ mod fragments;
 mod headers;
 mod protocols;
 mod routers;
+mod services;
 mod spoofed;
 mod tags;
+
+pub(super) use services::rules as service_rules;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -37,8 +40,8 @@ pub(super) struct Row {
     pub(super) expected: BTreeSet<Place>,
 }
 
-/// All rows of a family.
-pub(super) fn rows(cast: &Cast, family: Family) -> Vec<Row> {
+/// All rows of a family; those about Services where there are some.
+pub(super) fn rows(cast: &Cast, family: Family, services: bool) -> Vec<Row> {
     let mut table = Table { cast, family, group: "", next: FIRST_LABEL, rows: Vec::new() };
     basics::rows(&mut table);
     spoofed::rows(&mut table);
@@ -48,6 +51,9 @@ pub(super) fn rows(cast: &Cast, family: Family) -> Vec<Row> {
     protocols::rows(&mut table);
     routers::rows(&mut table);
     flows::rows(&mut table);
+    if services {
+        services::rows(&mut table);
+    }
     table.rows
 }
 
@@ -177,7 +183,7 @@ impl Draft<'_> {
     }
 
     /// A datagram from a hardware address that may not be the sender's.
-    fn from_mac(&self, mac: Mac, from: IpAddr, to: IpAddr) -> Vec<u8> {
+    fn by_mac(&self, mac: Mac, from: IpAddr, to: IpAddr) -> Vec<u8> {
         let datagram = Ends::new(from, to).udp((FROM, ALLOWED), &self.payload());
         Eth::new(mac, self.seat().next).ip(&self.ip(from, to).packet(UDP, &datagram))
     }

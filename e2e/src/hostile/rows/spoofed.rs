@@ -55,13 +55,13 @@ pub(super) fn rows(t: &mut Table<'_>) {
 
     t.group("another hardware address");
     let limited_mac = |d: &Draft<'_>| d.cast.pod(Limited).mac;
-    t.pod(Limited, "nobody's, to near", |d| d.from_mac(OTHER_MAC, d.own(), d.of(Near)), &[]);
-    t.pod(Limited, "nobody's, to far", |d| d.from_mac(OTHER_MAC, d.own(), d.of(Far)), &[]);
-    t.pod(Limited, "nobody's, to its own node", |d| d.from_mac(OTHER_MAC, d.own(), d.node(0)), &[]);
+    t.pod(Limited, "nobody's, to near", |d| d.by_mac(OTHER_MAC, d.own(), d.of(Near)), &[]);
+    t.pod(Limited, "nobody's, to far", |d| d.by_mac(OTHER_MAC, d.own(), d.of(Far)), &[]);
+    t.pod(Limited, "nobody's, to its own node", |d| d.by_mac(OTHER_MAC, d.own(), d.node(0)), &[]);
     let both = "limited's, and its address, to near";
-    t.pod(Denied, both, |d| d.from_mac(limited_mac(d), d.of(Limited), d.of(Near)), &[]);
+    t.pod(Denied, both, |d| d.by_mac(limited_mac(d), d.of(Limited), d.of(Near)), &[]);
     let both = "limited's, and its address, to its own node";
-    t.pod(Denied, both, |d| d.from_mac(limited_mac(d), d.of(Limited), d.node(0)), &[]);
+    t.pod(Denied, both, |d| d.by_mac(limited_mac(d), d.of(Limited), d.node(0)), &[]);
 
     t.group("who has an address");
     match t.family {
@@ -87,13 +87,16 @@ fn nobodys(family: Family) -> Vec<IpAddr> {
     }
 }
 
+/// An address that is another's.
+type Claim = fn(&Draft<'_>) -> IpAddr;
+
 /// What a node believes is compared before and after each row: these are to change nothing.
 fn arp(t: &mut Table<'_>) {
     let v4 = |address| match address {
         IpAddr::V4(v4) => v4,
         IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
     };
-    let claims: [(&str, fn(&Draft<'_>) -> IpAddr); 3] = [
+    let claims: [(&str, Claim); 3] = [
         ("limited's", |d| d.of(Who::Limited)),
         ("the gateway's", |d| d.gateway()),
         ("the other node's", |d| d.node(1)),
