@@ -23,7 +23,7 @@ fn world(pod_to_node: PodToNode) -> World {
 }
 
 fn node6() -> IpAddr {
-    "fd01::1".parse().unwrap()
+    "fd01::1".parse().expect("an address")
 }
 
 #[test]

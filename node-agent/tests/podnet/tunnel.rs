@@ -6,6 +6,8 @@
 //!   b (192.0.2.2) ──┘            knows no pod's address; strict about sources, as all nodes are
 //! ```
 
+use std::net::IpAddr;
+
 use moat_agent::podnet::{Mode, TUNNEL};
 
 use crate::world::{Namespace, TestNode, in_world, node, tcp, udp};
@@ -30,12 +32,23 @@ fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
 
 const STRICT: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done";
 
+/// All nodes have addresses and podCIDRs of both families.
 fn world(mode: Mode) -> World {
+    world_of(mode, |_| true)
+}
+
+/// Nodes have those of their addresses and podCIDRs whose family is `there`.
+fn world_of(mode: Mode, there: impl Fn(IpAddr) -> bool) -> World {
     let nodes = [
         node("a", &["192.0.2.1", "2001:db8::1"], &["10.1.0.0/24", "fd00:1::/64"]),
         node("b", &["192.0.2.2", "2001:db8::2"], &["10.2.0.0/24", "fd00:2::/64"]),
         node("c", &["198.51.100.3", "2001:db8:3::3"], &["10.3.0.0/24", "fd00:3::/64"]),
-    ];
+    ]
+    .map(|mut node| {
+        node.addresses.retain(|address| there(*address));
+        node.pod_cidrs.retain(|cidr| there(cidr.addr()));
+        node
+    });
     let router = Namespace::new();
     let [a, b, c] = nodes.clone().map(|local| {
         let mut node = TestNode::stopped(local.clone());
@@ -101,7 +114,8 @@ impl World {
                     tcp(&from.ns, &other.ns, own);
                     let family = if address.is_ipv4() { "-4" } else { "-6" };
                     let route = node.ns.sh(&format!("ip {family} route get {address}"));
-                    let source = format!(" src {} ", node.local.addresses[usize::from(!address.is_ipv4())]);
+                    let own = node.local.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4());
+                    let source = format!(" src {} ", own.unwrap());
                     assert!(route.contains(&source), "{} to {address}: {route}", node.local.name);
                 }
             }
@@ -137,6 +151,16 @@ fn all_peers_can_be_tunnelled() {
     in_world(|| {
         let world = world(Mode::Vxlan);
         assert_eq!(tunnelled(&world.a), ["10.2.0.0/24", "10.3.0.0/24"]);
+        world.everybody_reaches_everybody();
+    });
+}
+
+#[test]
+fn a_tunnel_is_in_ipv6_where_nodes_have_nothing_else() {
+    in_world(|| {
+        let world = world_of(Mode::Auto, |address| address.is_ipv6());
+        let link = world.c.ns.sh(&format!("ip -d -o link show {TUNNEL}"));
+        assert!(link.contains("local 2001:db8:3::3 ") && link.contains("mtu 1430 "), "{link}");
         world.everybody_reaches_everybody();
     });
 }

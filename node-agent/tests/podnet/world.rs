@@ -439,10 +439,24 @@ pub(crate) fn udp(from: &Namespace, to: &Namespace, address: IpAddr) -> Duration
     took
 }
 
+/// Listens where an earlier probe may have listened: for as long as another test is about to start a program, that program's
+/// process holds a copy of every socket.
+fn listen(address: IpAddr) -> TcpListener {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match TcpListener::bind(SocketAddr::new(address, PORT)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::yield_now();
+            }
+            other => return other.unwrap(),
+        }
+    }
+}
+
 /// Makes one TCP connection from one namespace to another.
 #[track_caller]
 pub(crate) fn tcp(from: &Namespace, to: &Namespace, address: IpAddr) {
-    let listener = to.run(move || TcpListener::bind(SocketAddr::new(address, PORT)).unwrap());
+    let listener = to.run(move || listen(address));
     let accept = thread::spawn(move || listener.accept().map(|_| ()));
     let connected = from.run(move || {
         TcpStream::connect_timeout(&SocketAddr::new(address, PORT), Duration::from_secs(4)).map(|_| ())
@@ -454,7 +468,7 @@ pub(crate) fn tcp(from: &Namespace, to: &Namespace, address: IpAddr) {
 /// Sends so many bytes over one TCP connection; the last one of them is waited for.
 #[track_caller]
 pub(crate) fn stream(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) {
-    let listener = to.run(move || TcpListener::bind(SocketAddr::new(address, PORT)).unwrap());
+    let listener = to.run(move || listen(address));
     let receive = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
