@@ -136,6 +136,8 @@ pub(super) struct Cast {
     pub(super) pods: [Seat; Who::ALL.len()],
     pub(super) nodes: Vec<Seat>,
     pub(super) world: Seat,
+    /// The hardware address of the first node's end of the tunnel, where it has one.
+    pub(super) tunnel: Option<Mac>,
     /// Whether nodes send by a router what they know no other way for.
     pub(super) routed: bool,
 }

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody listens there.
 const MARK_PORT: u16 = 7;
 const POD_LINK: &str = "eth0";
+/// What moat calls a node's end of the tunnel.
+const TUNNEL: &str = "vxlan-moat";
 
 /// Everything that sends and watches.
 struct Stage {
@@ -114,9 +116,14 @@ impl Stage {
         watches.push(watch.flatten().trying(|| "cannot watch the world".into())?);
         let next = nodes.first().map_or([0; 6], |node: &Seat| node.mac);
         let world = Seat::new(mac, next, lab.fabric.outside());
+        // It is there only where nodes share no link.
+        let tunnel = match lab.fabric.nodes().first() {
+            Some(node) => in_space(node, TUNNEL, false).await.ok().map(|(mac, _, _)| mac),
+            None => None,
+        };
         let pods = pods.try_into().map_err(|_| absent("a pod"))?;
         let stage = Self {
-            cast: Cast { pods, nodes, world, routed: lab.options.joined != Joined::Link },
+            cast: Cast { pods, nodes, world, tunnel, routed: lab.options.joined != Joined::Link },
             sights,
             writers,
             nodes: lab.fabric.nodes().to_vec(),

@@ -1,9 +1,11 @@
 //! Protocols without ports, and those that carry others.
 
+use std::net::IpAddr;
+
 use moat_policies::Family;
 
 use super::{Draft, Place, Sender, Table, Who};
-use crate::hostile::frame::{ESP, Ends, GRE, IP6_IN_IP, IPIP, Ip, SCTP, UDP};
+use crate::hostile::frame::{ESP, Ends, Eth, GRE, IP6_IN_IP, IPIP, Ip, SCTP, UDP};
 use crate::hostile::wire::UNKNOWN;
 
 pub(super) fn rows(t: &mut Table<'_>) {
@@ -48,6 +50,7 @@ pub(super) fn rows(t: &mut Table<'_>) {
         }
     }
     tunnels(t);
+    in_a_nodes_name(t);
 }
 
 /// Packets in packets: the outer without a label, so that what is seen is the inner.
@@ -108,4 +111,38 @@ fn tunnels(t: &mut Table<'_>) {
     }
     t.pod(Open, "a datagram to the tunnel port of another node", |d| d.udp(d.own(), d.node(1), 4789), &[]);
     t.pod(Open, "a datagram to the tunnel port of a pod", |d| d.udp(d.own(), d.of(Who::OpenFar), 4789), &[]);
+}
+
+/// Frames of the tunnel in another node's name, which the uplink can write: what is in them must be of that node's pods, and
+/// policy judges it as everything else.
+fn in_a_nodes_name(t: &mut Table<'_>) {
+    use Who::{Far, Limited, Near, Open, OpenFar};
+    t.group("tunnel frames in a node's name");
+    let Some(tunnel) = t.cast.tunnel else { return };
+    // One tunnel carries both families, over IPv4 where nodes have it.
+    let over = if t.cast.nodes[0].v4.is_some() { Family::V4 } else { Family::V6 };
+    let node = |d: &Draft<'_>, number: usize| d.cast.nodes[number].address(over);
+    let stranger = |d: &Draft<'_>| d.cast.world.address(over);
+    let write = |d: &Draft<'_>, outer: IpAddr, from: IpAddr, to: IpAddr| {
+        let packet =
+            d.ip(from, to).packet(UDP, &Ends::new(from, to).udp((super::FROM, super::ALLOWED), b"inside"));
+        let inner = Eth::new([2, 0, 0, 0, 0, 2], tunnel).ip(&packet);
+        let frame = [&[8, 0, 0, 0, 0, 0x6d, 0x4f, 0][..], &inner].concat();
+        let ends = Ends::new(outer, node(d, 0));
+        d.eth().ip(&Ip::new(ends, 0).packet(UDP, &ends.udp((super::FROM, 4789), &frame)))
+    };
+    let good = [Place::Pod(Open)];
+    t.uplink("its pod to open", |d| write(d, node(d, 1), d.of(OpenFar), d.of(Open)), &good);
+    t.uplink("its pod to near", |d| write(d, node(d, 1), d.of(Far), d.of(Near)), &[]);
+    t.uplink("a pod of the first node to near", |d| write(d, node(d, 1), d.of(Limited), d.of(Near)), &[]);
+    t.uplink("a pod of the first node to open", |d| write(d, node(d, 1), d.of(Limited), d.of(Open)), &[]);
+    t.uplink("near to near", |d| write(d, node(d, 1), d.of(Near), d.of(Near)), &[]);
+    t.uplink("the world to open", |d| write(d, node(d, 1), d.world(), d.of(Open)), &[]);
+    t.uplink("the first node to near", |d| write(d, node(d, 1), d.node(0), d.of(Near)), &[]);
+    t.uplink(
+        "its pod to open, in the first node's name",
+        |d| write(d, node(d, 0), d.of(OpenFar), d.of(Open)),
+        &[],
+    );
+    t.uplink("its pod to open, in nobody's name", |d| write(d, stranger(d), d.of(OpenFar), d.of(Open)), &[]);
 }

@@ -130,6 +130,7 @@ mod tests {
             pods: std::array::from_fn(|_| seat.clone()),
             nodes: vec![seat.clone()],
             world: seat,
+            tunnel: None,
             routed: false,
         };
         let text = rules(&cast);
