@@ -1,13 +1,14 @@
 //! `moat lab`: a cluster of network namespaces, real agents and real packets.
 
 mod chaos;
+mod hostile;
 
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use moat_lab::{Colour, Families, Info, LabError, Options, Programs, Report, StateDir};
+use moat_lab::{Colour, Families, Info, Joined, LabError, Options, Programs, Purpose, Report, StateDir};
 
 use crate::output::{self, Format};
 
@@ -69,6 +70,7 @@ enum Command {
         show: Show,
     },
     Chaos(chaos::Args),
+    Hostile(hostile::Args),
     /// Remove a lab; no error where there is none
     Down {
         #[command(flatten)]
@@ -100,12 +102,36 @@ struct Make {
     /// IPv6 only, where the folder has no Node objects
     #[arg(long, conflicts_with = "dual_stack")]
     ipv6: bool,
+    /// How the nodes are joined; where it is a router, nobody outside talks to pods
+    #[arg(long, value_enum, default_value_t = Joint::Link)]
+    joined: Joint,
     /// Leave an agent that ends as it is, instead of starting it again: what its node then does is the kernel's doing alone
     #[arg(long)]
     no_restart: bool,
     /// Run the agents with --no-owner: the kernel does not guard their tables
     #[arg(long)]
     no_owner: bool,
+}
+
+/// How nodes are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Joint {
+    /// All on one link
+    Link,
+    /// Each on a link of its own with a router that knows no pod
+    Router,
+    /// The same, with a router that drops sources that it does not know
+    StrictRouter,
+}
+
+impl From<Joint> for Joined {
+    fn from(joint: Joint) -> Self {
+        match joint {
+            Joint::Link => Joined::Link,
+            Joint::Router => Joined::Router,
+            Joint::StrictRouter => Joined::StrictRouter,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -164,6 +190,7 @@ fn command(command: &Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Chaos(args) => chaos::run(args),
+        Command::Hostile(args) => hostile::run(args),
         Command::Gate { lab } => {
             moat_lab::gate(&StateDir::at(lab.clone()))?;
             Ok(ExitCode::SUCCESS)
@@ -186,9 +213,18 @@ impl Make {
             (_, true) => Families::V6,
             _ => Families::V4,
         };
-        let programs = Programs::beside_this_one()?;
+        let (programs, joined) = (Programs::beside_this_one()?, self.joined.into());
         let (restart, owner) = (!self.no_restart, !self.no_owner);
-        Ok(Options { folder, nodes: self.nodes.into(), families, restart, owner, chaos: false, programs })
+        Ok(Options {
+            folder,
+            nodes: self.nodes.into(),
+            families,
+            joined,
+            restart,
+            owner,
+            purpose: Purpose::Probe,
+            programs,
+        })
     }
 }
 

@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 
 use crate::chaos::{ChaosOptions, ChaosReport};
 use crate::error::{LabError, Trying as _};
+use crate::hostile::{HostileOptions, HostileReport};
 use crate::info::Info;
 use crate::keeper::{Event, Request, SOCKET, STAY};
 use crate::options::Options;
@@ -55,6 +56,24 @@ pub fn run(options: &Options, expected: bool, progress: Progress<'_>) -> Result<
     held.until_ready(progress)?;
     let asked = ask(&held.state, &Request::Probe { expected }, progress);
     held.unless_interrupted(asked)
+}
+
+/// A lab for one table of what pods should not send.
+pub fn hostile(
+    options: &Options,
+    hostile: &HostileOptions,
+    progress: Progress<'_>,
+) -> Result<HostileReport, LabError> {
+    let state = StateDir::named(&format!("run-{}", std::process::id()))?;
+    let mut held = Held::start(state, options)?;
+    held.until_ready(progress)?;
+    let stream = send(&held.state, &Request::Hostile(hostile.clone()))?;
+    let answered = match answer(&held.state, stream, progress) {
+        Ok(Event::Hostile(report)) => Ok(report),
+        Ok(_) => Err(ended(&held.state)),
+        Err(error) => Err(error),
+    };
+    held.unless_interrupted(answered)
 }
 
 /// A lab for one run of faults. Ctrl-C ends the faults, and the report is of those until then; a second one ends the lab.

@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use crate::chaos::{self, ChaosOptions, ChaosReport};
 use crate::error::{LabError, Trying as _};
 use crate::gate;
+use crate::hostile::{self, HostileOptions, HostileReport};
 use crate::info::Info;
 use crate::lab::Lab;
-use crate::options::Options;
+use crate::options::{Options, Purpose};
 use crate::report::Report;
 use crate::state::StateDir;
 
@@ -40,6 +41,8 @@ pub(crate) enum Event {
     Report(Report),
     /// A run of faults is over.
     Chaos(Box<ChaosReport>),
+    /// Everything was sent that pods should not.
+    Hostile(HostileReport),
     /// It cannot be done.
     Failed(String),
 }
@@ -55,6 +58,8 @@ pub(crate) enum Request {
     },
     /// Run faults and traffic, until their time is over or the connection's other end is shut.
     Chaos(ChaosOptions),
+    /// Send what pods should not.
+    Hostile(HostileOptions),
 }
 
 /// Runs the keeper: reads [`Options`] from stdin, builds the lab, and serves it. Returns when the lab cannot be built; once it is, only the
@@ -77,8 +82,10 @@ pub fn keep(state: StateDir) -> Result<(), LabError> {
 }
 
 async fn run(mut options: Options, state: StateDir) -> Result<(), LabError> {
-    if options.chaos {
-        options.folder = chaos::prepare(&options, &state)?;
+    match options.purpose {
+        Purpose::Probe => {}
+        Purpose::Chaos => options.folder = chaos::prepare(&options, &state)?,
+        Purpose::Hostile => options.folder = hostile::prepare(&state)?,
     }
     let mut lab = Lab::build(options, state.clone(), &|text| say(&Event::Progress(text.into()))).await?;
     let socket = state.join(SOCKET);
@@ -118,6 +125,7 @@ async fn answer(lab: &mut Lab, stream: UnixStream) -> std::io::Result<()> {
         let tell = |text: &str| drop(progress.send(Event::Progress(text.into())));
         let done = match request {
             Request::Probe { expected } => lab.probe(expected, &tell).await.map(Event::Report),
+            Request::Hostile(options) => hostile::run(lab, &options, &tell).await.map(Event::Hostile),
             Request::Chaos(options) => {
                 chaos::run(lab, &options, stopped, &tell).await.map(|report| Event::Chaos(Box::new(report)))
             }

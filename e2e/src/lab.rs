@@ -20,7 +20,7 @@ use crate::report::{Observed, Report};
 use crate::rooms::{Rooms, check_socket_length};
 use crate::space::Space;
 use crate::state::StateDir;
-use crate::topology::{self, Origin, Placed};
+use crate::topology::{self, Joined, Origin, Placed};
 use crate::world::WorldHost;
 use crate::write;
 
@@ -66,7 +66,9 @@ impl Lab {
 
         tell(&format!("{} nodes: links, addresses, agents", nodes.len()));
         let world: Vec<WorldHost> = topology::reachable_world(&world, &nodes).cloned().collect();
-        let fabric = Fabric::build(&nodes, &world).await?;
+        let fabric = Fabric::build(&nodes, &world, options.joined).await?;
+        // Behind a router that knows no pod, nobody outside can begin a conversation with one: nothing is asked of them.
+        let world = if options.joined == Joined::Link { world } else { Vec::new() };
         let sources = Sources {
             manifests: vec![state.join("manifests"), state.join("nodes")],
             pod_status: state.join("pods"),
@@ -212,9 +214,12 @@ impl Lab {
 
     async fn start_prober(&self, hosts: &[Host]) -> Result<Prober, LabError> {
         let mut stations = Vec::with_capacity(hosts.len());
+        let nodes = self.rooms.nodes();
         for host in hosts {
-            let space = self.space_of(&host.endpoint)?;
-            stations.push(Station { host: host.clone(), space: space.clone() });
+            let space = self.space_of(&host.endpoint)?.clone();
+            let node = nodes.iter().find(|node| Some(&node.name) == host.node.as_ref());
+            let outside_as = node.map(topology::node_addresses).unwrap_or_default();
+            stations.push(Station { host: host.clone(), space, outside_as });
         }
         Prober::start(stations).await.trying(|| "cannot start the servers of the pods".into())
     }

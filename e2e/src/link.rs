@@ -45,37 +45,41 @@ impl Links {
         self.handle.link().add(message).execute().await.map_err(|e| failed("add the fabric's bridge", e))
     }
 
-    /// Makes a cable from the bridge, which must be here, to `UPLINK` in another namespace.
-    pub(crate) async fn add_cable(&self, port: &str, netns: RawFd) -> io::Result<()> {
+    /// Makes a cable from here, from the bridge if it is to be, to `UPLINK` in another namespace.
+    pub(crate) async fn add_cable(&self, port: &str, netns: RawFd, bridged: bool) -> io::Result<()> {
         let far_end = LinkUnspec::new_with_name(UPLINK).setns_by_fd(netns).build();
-        let cable = LinkVeth::new(port, UPLINK)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
-            .controller(index_of(BRIDGE)?)
-            .up()
-            .build();
-        self.handle.link().add(cable).execute().await.map_err(|e| failed(format!("add the cable {port}"), e))
+        let mut cable = LinkVeth::new(port, UPLINK).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)));
+        if bridged {
+            cable = cable.controller(index_of(BRIDGE)?);
+        }
+        self.handle
+            .link()
+            .add(cable.up().build())
+            .execute()
+            .await
+            .map_err(|e| failed(format!("add the cable {port}"), e))
     }
 
-    /// Gives the uplink an address, usable at once (no duplicate address detection).
-    pub(crate) async fn add_address(&self, address: IpAddr, prefix_length: u8) -> io::Result<()> {
-        let mut request = self.handle.address().add(index_of(UPLINK)?, address, prefix_length);
+    /// Gives a link an address of its own alone, usable at once (no duplicate address detection).
+    pub(crate) async fn add_address(&self, link: &str, address: IpAddr) -> io::Result<()> {
+        let mut request = self.handle.address().add(index_of(link)?, address, length_of(address));
         request.message_mut().header.flags = AddressHeaderFlags::Nodad;
-        request.execute().await.map_err(|e| failed(format!("add {address}/{prefix_length}"), e))
+        request.execute().await.map_err(|e| failed(format!("add {address} to {link}"), e))
     }
 
-    /// Says that an address is on the fabric.
-    pub(crate) async fn add_neighbour_route(&self, to: IpAddr) -> io::Result<()> {
-        let what = || format!("route {to} to the fabric");
+    /// Says that an address is on a link.
+    pub(crate) async fn add_neighbour_route(&self, link: &str, to: IpAddr) -> io::Result<()> {
+        let what = || format!("route {to} to {link}");
         let message = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(to, if to.is_ipv4() { 32 } else { 128 })
+            .destination_prefix(to, length_of(to))
             .map_err(|e| io::Error::other(format!("{}: {e}", what())))?
-            .output_interface(index_of(UPLINK)?)
+            .output_interface(index_of(link)?)
             .scope(if to.is_ipv4() { RouteScope::Link } else { RouteScope::Universe })
             .build();
         self.handle.route().add(message).replace().execute().await.map_err(|e| failed(what(), e))
     }
 
-    /// Says that a prefix is behind somebody on the fabric.
+    /// Says that a prefix is behind somebody on the uplink.
     pub(crate) async fn add_route(&self, to: IpNet, via: IpAddr) -> io::Result<()> {
         let what = || format!("route {to} via {via}");
         let message = RouteMessageBuilder::<IpAddr>::new()
@@ -88,8 +92,12 @@ impl Links {
     }
 }
 
+fn length_of(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
 /// The number of a link of the calling thread's namespace.
-fn index_of(name: &str) -> io::Result<u32> {
+pub(crate) fn index_of(name: &str) -> io::Result<u32> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     rustix::net::netdevice::name_to_index(&socket, name)
         .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("no link {name}: {e}")))

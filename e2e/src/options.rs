@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{LabError, Trying as _};
-use crate::topology::Families;
+use crate::topology::{Families, Joined};
 
 /// What a lab is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,14 +16,29 @@ pub struct Options {
     pub nodes: usize,
     /// Of which families, likewise.
     pub families: Families,
+    /// How the nodes are joined.
+    pub joined: Joined,
     /// Whether agents that end are started again.
     pub restart: bool,
     /// Whether the kernel is to guard the agents' tables, where it can.
     pub owner: bool,
-    /// Whether it is for a run of faults: a copy of the folder, on nodes with no address to spare.
-    pub chaos: bool,
+    /// What it is for.
+    pub purpose: Purpose,
     /// The binaries.
     pub programs: Programs,
+}
+
+/// What a lab is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// To be probed.
+    #[default]
+    Probe,
+    /// A run of faults: a copy of the folder, on nodes with no address to spare.
+    Chaos,
+    /// Pods that mean harm: a folder of the lab's own.
+    Hostile,
 }
 
 impl Options {
@@ -31,7 +46,7 @@ impl Options {
     pub(crate) fn agent_arguments(&self) -> Vec<String> {
         let no_owner: &[&str] = if self.owner { &[] } else { &["--no-owner"] };
         // The sooner an address has a new owner, the better for whoever looks for flows that outlive the old one.
-        let no_rest: &[&str] = if self.chaos { &["--address-rest", "0"] } else { &[] };
+        let no_rest: &[&str] = if self.purpose == Purpose::Chaos { &["--address-rest", "0"] } else { &[] };
         no_owner.iter().chain(no_rest).map(|s| (*s).to_owned()).collect()
     }
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use moat_policies::{Protocol, Traffic};
+use moat_policies::{Endpoint, Protocol, Traffic};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -119,6 +119,17 @@ pub(crate) struct Station {
     pub host: Host,
     /// Where it sends and listens.
     pub space: Arc<Space>,
+    /// The addresses that hosts outside see instead of its own: its node's.
+    pub outside_as: Vec<IpAddr>,
+}
+
+impl Station {
+    /// The address, of those of one family, that it sends from as another sees it.
+    fn seen_by(&self, other: &Station, own: IpAddr) -> IpAddr {
+        let outside = matches!(other.host.endpoint, Endpoint::Address(_));
+        let masked = || self.outside_as.iter().copied().find(|a| a.is_ipv4() == own.is_ipv4());
+        outside.then(masked).flatten().unwrap_or(own)
+    }
 }
 
 /// Serves and probes for a number of stations, until it is told to stop.
@@ -195,7 +206,7 @@ impl Prober {
                     Traffic::Port(Protocol::Sctp, _) => Answer::Error("SCTP is not probed".into()),
                 }
             });
-            probes.push((number, from, to, task));
+            probes.push((number, source.seen_by(destination, from), to, task));
         }
         let mut probed = Vec::with_capacity(probes.len());
         for (number, from, to, task) in probes {

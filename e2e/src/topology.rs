@@ -43,6 +43,29 @@ impl Families {
     }
 }
 
+/// How the nodes are joined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Joined {
+    /// All on one link, with the outside hosts.
+    #[default]
+    Link,
+    /// Each on a link of its own with a router, which knows the nodes and the outside hosts, but no pod.
+    Router,
+    /// The same, and the router drops what comes with a source that it would not send back that way.
+    StrictRouter,
+}
+
+impl std::fmt::Display for Joined {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Joined::Link => "one link",
+            Joined::Router => "a router",
+            Joined::StrictRouter => "a router that filters sources",
+        })
+    }
+}
+
 /// Why there is no lab for these manifests.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopologyError {

@@ -10,6 +10,7 @@
 //!   nft::Events           every commit in the namespace: its generation, who made it, which tables it touched
 //!   conntrack::Conntrack  tracked connections, and bits of their marks
 //!   nflog::Group          packets that a log statement copied
+//!   xtables::read         the rules of the older iptables, which netlink does not tell
 //! ```
 //!
 //! A *batch* is one transaction. Every commit of anybody makes a new *generation* of the ruleset; a batch that
@@ -42,7 +43,7 @@
 //! change), stateful objects other than counters, flow tables. `cargo bench -p moat-nfnetlink` measures the
 //! commits that an agent makes.
 //!
-//! This is the one crate with `unsafe` code: a `setsockopt` and a `getsockopt` in `src/sys.rs`.
+//! This is the one crate with `unsafe` code: a `setsockopt` and two `getsockopt` in `src/sys.rs`.
 
 mod connection;
 pub mod conntrack;
@@ -60,5 +61,6 @@ mod robustness;
 mod support;
 mod sys;
 mod wire;
+pub mod xtables;
 
 pub use error::{EncodeError, Error, Failure, Refusal};

@@ -1,5 +1,5 @@
 //! The system calls that have no safe wrapper: socket options that rustix and std do not know.
-#![allow(unsafe_code, reason = "setsockopt with SOL_NETLINK, getsockopt of SO_NETNS_COOKIE")]
+#![allow(unsafe_code, reason = "setsockopt with SOL_NETLINK, getsockopt of SO_NETNS_COOKIE and of xtables")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -37,4 +37,20 @@ pub(crate) fn network_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads an option of a level into `value`, which also says what is asked for. Returns how many bytes were written.
+pub(crate) fn read_option(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    option: i32,
+    value: &mut [u8],
+) -> io::Result<usize> {
+    let mut length = value.len() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as it is borrowed, the pointers are to live bytes and to a live length
+    // that says how many there are; the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, option, value.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
 }

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use moat_manifests::{Changes, PodStatus};
 use moat_policies::{Cluster, Evaluator, Key, Limits, NamespacedName, Node, Object, Objects, Pod};
 
-use crate::dataplane::{LocalPod, Update};
+use crate::dataplane::{Inside, LocalPod, Senders, Update};
 use crate::podnet::{Attachment, AttachmentKey};
 
 /// The state that updates come from.
@@ -25,6 +26,8 @@ pub struct Desired {
     attachments: BTreeMap<NamespacedName, Attachment>,
     /// Addresses that a pod had at the last update and has not now.
     moved: BTreeSet<IpAddr>,
+    /// Prefixes that are the cluster's besides the nodes'.
+    more_inside: Vec<IpNet>,
 }
 
 impl Desired {
@@ -38,6 +41,7 @@ impl Desired {
             states: BTreeMap::new(),
             attachments,
             moved: BTreeSet::new(),
+            more_inside: Vec::new(),
         }
     }
 
@@ -55,6 +59,7 @@ impl Desired {
 
     /// There is a new reading: this is what became different.
     pub fn read(&mut self, changes: Changes) -> Update {
+        let nodes = changes.are_about(|key| matches!(key, Key::Node(_)));
         for key in &changes.delete {
             match key {
                 Key::Pod(name) => self.put(name, None),
@@ -74,7 +79,21 @@ impl Desired {
             }
             self.put(&pod, self.description(&pod));
         }
-        self.commit()
+        let (senders, inside) = nodes.then(|| self.about_nodes()).unzip();
+        Update { senders, inside, ..self.commit() }
+    }
+
+    /// These are the cluster's, too, or are to be treated so: what pods send there is theirs.
+    pub fn also_inside(mut self, more: Vec<IpNet>) -> Self {
+        self.more_inside = more;
+        self
+    }
+
+    /// Who may send what through a tunnel to this node, and what is the cluster's.
+    fn about_nodes(&self) -> (Senders, Inside) {
+        let Some(local) = self.node() else { return Default::default() };
+        let others = self.other_nodes();
+        (Senders::of(local, &others), Inside::of(local, &others, &self.more_inside))
     }
 
     /// A pod of this node has an interface from now on.

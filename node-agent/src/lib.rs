@@ -13,6 +13,7 @@ pub mod check;
 pub mod cni_server;
 pub mod dataplane;
 pub mod desired;
+pub mod doctor;
 pub mod droplog;
 pub mod flows;
 #[cfg(feature = "fuzzing")]

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use moat_agent::check::{self, CheckArgs};
-use moat_agent::dataplane::Limits;
+use moat_agent::dataplane::{Limits, PodToNode};
+use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
+use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
 use moat_agent::source::Folders;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,6 +38,10 @@ enum Command {
     /// Walks the table for every pod of this node, both directions, a sample of peers and every port at an edge.
     /// Exit status: 0 no difference, 1 differences, 2 could not compare.
     Check(CheckArgs),
+    /// Say what on this host keeps moat from doing its work, and what to do about it
+    ///
+    /// Changes nothing. Exit status: 0 nothing to do, 1 a warning or a refusal, 2 could not look.
+    Doctor(DoctorArgs),
     /// Keep the owner of moat's tables alive while no agent runs, so that nobody else can change them
     ///
     /// An agent starts one in its --run-dir where there is none. It needs to be started by hand only where what the agent
@@ -76,7 +83,33 @@ struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     address_rest: u64,
     #[command(flatten)]
+    network: NetworkArgs,
+    /// Who decides what a pod may send to its own node
+    #[arg(long, value_enum, default_value_t)]
+    pod_to_node: PodToNode,
+    #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// How pods are reached.
+#[derive(Args)]
+struct NetworkArgs {
+    /// How packets get to the pods of other nodes: auto (by routes to nodes on a shared link, through a VXLAN tunnel to the
+    /// others), routed, or vxlan
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Auto)]
+    mode: Mode,
+    /// MTU of the pods' links [default: that of the link with the node's address, less what the tunnel needs of it while there
+    /// is one]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
+    mtu: Option<u32>,
+    /// Let pods' packets leave the cluster with the pods' own addresses. Without it, what goes to no node and no pod is sent in the
+    /// node's name
+    #[arg(long)]
+    no_masquerade: bool,
+    /// Prefix that pods' packets reach with the pods' own addresses, as they do other pods and nodes: another part of the cluster,
+    /// or a network that knows the way back; may be given more than once
+    #[arg(long, value_name = "CIDR")]
+    masquerade_except: Vec<IpNet>,
 }
 
 /// What pods, policies and the node may ask of the kernel. Above a limit the pods that it is about are closed, and /readyz
@@ -142,6 +175,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(args) => run_agent(args),
         Command::Check(args) => return check::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Guard(args) if args.stop => stop_guard(&args.run_dir),
         Command::Guard(args) => guard::run(&args.run_dir).map_err(Into::into),
     };
@@ -171,6 +205,11 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         listen: args.listen,
         owner: !args.no_owner,
         address_rest: Duration::from_secs(args.address_rest),
+        mode: args.network.mode,
+        mtu: args.network.mtu,
+        masquerade: !args.network.no_masquerade,
+        inside: args.network.masquerade_except,
+        pod_to_node: args.pod_to_node,
         limits: Limits {
             classes: args.limits.max_classes_per_pod,
             prefixes: args.limits.max_prefixes,

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub reading_errors: Counter,
     /// ADDs that failed.
     pub add_errors: Counter,
+    /// What somebody removed or changed of the pod network, and was made again.
+    pub mended: Counter,
 }
 
 impl Default for Metrics {
@@ -43,6 +45,10 @@ impl Default for Metrics {
             "Readings of the manifest folders that were refused; the last good one stays in force",
         );
         let add_errors = counter("cni_add_errors", "CNI ADD requests that failed");
+        let mended = counter(
+            "podnet_mended",
+            "Routes, neighbours, rules, links and kernel parameters that somebody removed or changed, and that were made again",
+        );
         let attachments = Gauge::default();
         registry.register("attachments", "Pod interfaces of this node", attachments.clone());
         let dataplane = Arc::new(OnceLock::new());
@@ -51,7 +57,7 @@ impl Default for Metrics {
         registry.register_collector(Box::new(Later(drops.clone())));
         let flows = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Later(flows.clone())));
-        Self { registry, dataplane, drops, flows, attachments, readings, reading_errors, add_errors }
+        Self { registry, dataplane, drops, flows, attachments, readings, reading_errors, add_errors, mended }
     }
 }
 

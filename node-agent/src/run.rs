@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use moat_manifests::Errors;
 use moat_policies::{Key, NamespacedName};
 use tokio::sync::{mpsc, watch};
@@ -15,14 +16,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cni_server::CniServer;
-use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, Ticket, Update};
+use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, PodToNode, Ticket, Update};
 use crate::desired::Desired;
+use crate::doctor;
 use crate::droplog::{DropLog, DropLogConfig, DropNumbers};
 use crate::flows::{FlowNumbers, Flows};
 use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::podnet::{PodNet, PodNetConfig};
+use crate::podnet::{Mode, PodNet, PodNetConfig};
 use crate::readiness::{Nth, Readiness};
 use crate::source::{Folders, Reading};
 
@@ -43,8 +45,18 @@ pub struct Options {
     pub owner: bool,
     /// How long an address rests between two pods.
     pub address_rest: Duration,
+    /// How packets get to the pods of other nodes.
+    pub mode: Mode,
+    /// Whether what leaves the cluster leaves in the node's name.
+    pub masquerade: bool,
+    /// What is the cluster's besides the nodes' addresses and podCIDRs, or is to be treated so.
+    pub inside: Vec<IpNet>,
+    /// The MTU of the pods' links, where it is not to follow from the node's.
+    pub mtu: Option<u32>,
     /// What pods, policies and the node may ask of the kernel.
     pub limits: Limits,
+    /// Whether policy decides what a pod may send to its own node.
+    pub pod_to_node: PodToNode,
 }
 
 /// What requests and readings work on.
@@ -178,22 +190,35 @@ async fn start(
 ) -> anyhow::Result<Agent> {
     let mut podnet = PodNetConfig::new(&options.state_dir);
     podnet.address_rest = options.address_rest;
+    (podnet.mode, podnet.mtu) = (options.mode, options.mtu);
     podnet.notes = Some(moat_cni::note::folder(&options.run_dir.join("agent.sock")));
     let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
         .await?
         .context("cannot take the pod network over")?;
     first.changes.warnings.iter().for_each(|w| warn!("{w}"));
 
-    let mut desired =
-        Desired::new(options.node.clone(), podnet.attachments()).limited(options.limits.of_the_engine());
+    let mut desired = Desired::new(options.node.clone(), podnet.attachments())
+        .limited(options.limits.of_the_engine())
+        .also_inside(options.inside.clone());
     let update = desired.start(first.changes);
-    let mut layout = LayoutConfig::default();
+    let tunnel = options.mode != Mode::Routed;
+    let mut layout = LayoutConfig {
+        tunnel,
+        masquerade: options.masquerade,
+        pod_to_node: options.pod_to_node,
+        ..LayoutConfig::default()
+    };
     match desired.node() {
         None => warn!("no manifest describes Node {}: no pod gets an address before one does", options.node),
         Some(node) => {
             layout.v4 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv4());
             layout.v6 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
         }
+    }
+    let blocks = desired.node().map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+    let cidrs = blocks.clone();
+    if let Err(refused) = tokio::task::spawn_blocking(move || doctor::at_start(&cidrs)).await? {
+        bail!("this host is refused:\n{refused}");
     }
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
@@ -208,7 +233,6 @@ async fn start(
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::start(config, &update))
         .await?
         .context("cannot take the tables over")?;
-    let blocks = desired.node().map(|node| node.pod_cidrs.clone()).unwrap_or_default();
     let (dataplane, flows) = tokio::task::spawn_blocking(move || {
         let flows = Flows::start(&dataplane, &layout, &blocks);
         (dataplane, flows)
@@ -227,6 +251,7 @@ async fn start(
     let agent = Agent { desired, droplog, flows, dataplane, followed, podnet, readiness, metrics };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
+    agent.podnet.keep(agent.metrics.mended.clone()).context("cannot watch over the pod network")?;
     Ok(agent)
 }
 

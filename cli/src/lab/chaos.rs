@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use moat_lab::{ChaosOptions, ChaosReport, FaultKind};
+use moat_lab::{ChaosOptions, ChaosReport, FaultKind, Purpose};
 
 use super::{INTERRUPTED, Make, Progress};
 use crate::output::{self, Format};
@@ -109,7 +109,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         allow_for_load: args.allow_for_load,
     };
     let mut make = args.make.options()?;
-    make.chaos = true;
+    make.purpose = Purpose::Chaos;
     let report = moat_lab::chaos(&make, &options, &|text| progress.tell(text));
     progress.clear();
     let report = report?;

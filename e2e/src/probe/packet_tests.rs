@@ -19,26 +19,35 @@ async fn hand_made(names: &[&str]) -> (Arc<Space>, Vec<Station>) {
         let space = Arc::new(Space::new(name).unwrap());
         let (port, netns) = (format!("to-{name}"), space.raw_fd());
         fabric
-            .run(async move { Links::open().unwrap().add_cable(&port, netns).await.unwrap() })
+            .run(async move { Links::open().unwrap().add_cable(&port, netns, true).await.unwrap() })
             .await
             .unwrap();
-        let addresses: Vec<IpAddr> = vec![
-            IpAddr::V4([10, 77, 0, number as u8].into()),
-            IpAddr::V6([0xfd77, 0, 0, 0, 0, 0, 0, number].into()),
-        ];
+        let of = |number: u16| -> [IpAddr; 2] {
+            [[10, 77, 0, number as u8].into(), [0xfd77, 0, 0, 0, 0, 0, 0, number].into()]
+        };
+        let addresses = of(number).to_vec();
+        let others: Vec<IpAddr> =
+            (1..).take(names.len()).filter(|other| *other != number).flat_map(of).collect();
         let own = addresses.clone();
         let wired = async move {
             let links = Links::open().unwrap();
             links.up("lo").await.unwrap();
             links.up(UPLINK).await.unwrap();
             for address in own {
-                links.add_address(address, if address.is_ipv4() { 24 } else { 64 }).await.unwrap();
+                links.add_address(UPLINK, address).await.unwrap();
+            }
+            for address in others {
+                links.add_neighbour_route(UPLINK, address).await.unwrap();
             }
         };
         space.run(wired).await.unwrap();
         let ports = BTreeSet::from([(Protocol::Tcp, 80), (Protocol::Udp, 53)]);
         let endpoint = Endpoint::Pod(NamespacedName::new("test", *name));
-        stations.push(Station { host: Host { endpoint, node: None, addresses, ports }, space });
+        stations.push(Station {
+            host: Host { endpoint, node: None, addresses, ports },
+            space,
+            outside_as: vec![],
+        });
     }
     let settle = async { sysctl("net.ipv6.conf.all.disable_ipv6", "0") };
     fabric.run(settle).await.unwrap().unwrap();

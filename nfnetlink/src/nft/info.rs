@@ -298,6 +298,38 @@ impl RuleInfo {
         expressions.filter_map(|expression| expression.nested().find(1)?.string()).collect()
     }
 
+    /// Whether it accepts everything that comes in (or goes out, the second) by some interfaces, and asks for nothing else;
+    /// which ones, with `*` for every end of a name.
+    pub fn accepts_all_of(&self) -> Option<(String, bool)> {
+        const IIFNAME: u32 = 6;
+        const OIFNAME: u32 = 7;
+        const ACCEPT: u32 = 1;
+        let (mut outgoing, mut name, mut accepts) = (None, None, false);
+        for expression in Attrs::new(&self.expressions) {
+            let expression = expression.nested();
+            let data = expression.find(2)?.nested();
+            match expression.find(1)?.string()? {
+                "counter" => {}
+                // iptables-nft keeps a rule's comment as a match.
+                "match" if data.find(1)?.string() == Some("comment") => {}
+                "meta" if outgoing.is_none() => match be32(&data, 2)? {
+                    IIFNAME => outgoing = Some(false),
+                    OIFNAME => outgoing = Some(true),
+                    _ => return None,
+                },
+                "cmp" if name.is_none() && be32(&data, 2) == Some(0) => {
+                    let bytes = data.find(3)?.nested().find(1)?.payload;
+                    let end = bytes.iter().position(|byte| *byte == 0);
+                    let text = std::str::from_utf8(&bytes[..end.unwrap_or(bytes.len())]).ok()?;
+                    name = Some(if end.is_some() { text.to_owned() } else { format!("{text}*") });
+                }
+                "immediate" => accepts = be32(&data.find(2)?.nested().find(2)?.nested(), 1) == Some(ACCEPT),
+                _ => return None,
+            }
+        }
+        accepts.then_some((name?, outgoing?))
+    }
+
     /// What its first counter counted: packets and bytes.
     pub fn counter(&self) -> Option<(u64, u64)> {
         Attrs::new(&self.expressions).find_map(|expression| counted(expression.nested()))

@@ -13,3 +13,4 @@ mod readback;
 mod sets;
 mod statements;
 mod support;
+mod xtables;

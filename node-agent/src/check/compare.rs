@@ -5,13 +5,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use moat_policies::{
-    Direction, Endpoint, Evaluator, Family, NamespacedName, Objects, Party, Protocol, Traffic,
+    Direction, Endpoint, Evaluator, Family, NamespacedName, Node, Object, Objects, Party, Protocol, Traffic,
     UnknownEndpoint,
 };
 
 use super::ruleset::Ruleset;
 use super::sample::{self, Limits, Payload};
 use super::walk::{Outcome, Packet, WalkError, walk, walk_from};
+use crate::dataplane::PodToNode;
 
 /// The chain that judges answers, while connections that are there already are judged anew. Tables of older layouts have none.
 const ANSWERS: &str = "answers";
@@ -89,11 +90,22 @@ pub fn compare(
     node: &str,
     veths: &[Veth],
     limits: Limits,
+    pod_to_node: PodToNode,
 ) -> Result<Report, CompareError> {
+    // To the engine, a node that has no addresses is an address like any other.
+    let mut nameless = objects.clone();
+    if let Some(local) = objects.nodes().get(node) {
+        nameless.insert(Object::Node(Node { addresses: Vec::new(), ..local.clone() }));
+    }
+    let to_node = match pod_to_node {
+        PodToNode::Allow => Evaluator::new(objects),
+        PodToNode::Policy => Evaluator::new(&nameless),
+    };
     let comparison = Comparison {
         ruleset,
         objects,
         evaluator: Evaluator::new(objects),
+        to_node,
         node,
         local: veths.iter().flat_map(|v| v.addresses.iter().map(move |a| (*a, v))).collect(),
         limits,
@@ -113,6 +125,8 @@ struct Comparison<'a> {
     ruleset: &'a Ruleset,
     objects: &'a Objects,
     evaluator: Evaluator<'a>,
+    /// Who judges what pods send to this node.
+    to_node: Evaluator<'a>,
     node: &'a str,
     local: BTreeMap<IpAddr, &'a Veth>,
     limits: Limits,
@@ -146,16 +160,12 @@ impl<'a> Comparison<'a> {
                 .filter(|p| **p != address)
                 .try_for_each(|&peer| self.judge(veth, address, direction, peer, &[payload], None, report));
         };
-        let subject = self.party(address)?;
+        let subject = party(&self.evaluator, address)?;
         let payloads = sample::payloads(self.objects, pod, direction, family, self.limits);
         for peer in sample::peers(self.objects, pod, direction, family, self.limits) {
             self.judge(veth, address, direction, peer, &payloads, Some(&subject), report)?;
         }
         Ok(())
-    }
-
-    fn party(&self, address: IpAddr) -> Result<Party<'a>, CompareError> {
-        Ok(self.evaluator.party(&Endpoint::Address(address))?)
     }
 
     fn place(&self, address: IpAddr) -> Option<Place<'a>> {
@@ -186,7 +196,19 @@ impl<'a> Comparison<'a> {
         report: &mut Report,
     ) -> Result<(), CompareError> {
         let Some(place) = self.place(peer) else { return Ok(()) };
-        let other = self.party(peer)?;
+        let evaluator = match (&place, direction) {
+            (Place::OwnNode, Direction::Egress) => &self.to_node,
+            _ => &self.evaluator,
+        };
+        let own;
+        let subject = match subject {
+            Some(_) => {
+                own = party(evaluator, address)?;
+                Some(&own)
+            }
+            None => None,
+        };
+        let other = party(evaluator, peer)?;
         let (hook, peer_ifname) = match (&place, direction) {
             (Place::OwnNode, Direction::Egress) => ("input", ""),
             (Place::OwnNode, Direction::Ingress) => ("output", ""),
@@ -200,7 +222,7 @@ impl<'a> Comparison<'a> {
                     Direction::Ingress => (&other, subject),
                     Direction::Egress => (subject, &other),
                 };
-                let judgement = self.evaluator.judge(source, destination, payload.traffic, family);
+                let judgement = evaluator.judge(source, destination, payload.traffic, family);
                 match (&place, direction) {
                     // This node decides both sides.
                     (Place::Local(v), _) => self.objects.pods().contains_key(&v.pod) && judgement.allowed,
@@ -254,6 +276,10 @@ impl<'a> Comparison<'a> {
             },
         }
     }
+}
+
+fn party<'a>(evaluator: &Evaluator<'a>, address: IpAddr) -> Result<Party<'a>, CompareError> {
+    Ok(evaluator.party(&Endpoint::Address(address))?)
 }
 
 fn number(payload: &Payload) -> u8 {

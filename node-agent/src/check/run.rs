@@ -9,6 +9,7 @@ use moat_manifests::Changes;
 use super::compare::{CompareError, Report, Veth, compare};
 use super::reader::{ReadError, read};
 use super::sample::Limits;
+use crate::dataplane::PodToNode;
 use crate::desired::Desired;
 use crate::podnet;
 
@@ -32,6 +33,9 @@ pub struct CheckArgs {
     /// Where the agent keeps which interface is which pod's
     #[arg(long, value_name = "DIR", default_value = "/var/lib/moat")]
     pub state_dir: PathBuf,
+    /// As the agent's option of this name
+    #[arg(long, value_enum, default_value_t)]
+    pub pod_to_node: PodToNode,
     /// Judge this output of `nft -j list table inet moat` instead of the kernel's table
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
@@ -88,7 +92,7 @@ pub fn check(args: &CheckArgs) -> Result<Report, CheckError> {
         None => list()?,
     };
     let ruleset = read(&listing, FAMILY, TABLE)?;
-    Ok(compare(&ruleset, desired.objects(), &args.node, &veths, Limits::default())?)
+    Ok(compare(&ruleset, desired.objects(), &args.node, &veths, Limits::default(), args.pod_to_node)?)
 }
 
 fn list() -> Result<String, CheckError> {

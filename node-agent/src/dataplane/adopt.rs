@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use moat_nfnetlink::nft::{BaseInfo, Chain, Element, Hook, Policy, Set};
+use moat_nfnetlink::nft::{BaseInfo, Chain, ChainType, Element, Hook, Policy, Set};
 
 use super::layout::{ChainRules, Table};
 use super::op::{Op, Plan};
@@ -118,18 +118,24 @@ fn same_base(chain: &Chain, found: Option<&BaseInfo>) -> bool {
         (None, None) => true,
         (Some(base), Some(found)) => {
             let devices: Vec<&str> = found.devices.iter().map(String::as_str).collect();
-            // NF_INET_LOCAL_IN, NF_INET_FORWARD, NF_NETDEV_INGRESS; our chains have no other hooks.
+            // NF_INET_LOCAL_IN, NF_INET_FORWARD, NF_INET_POST_ROUTING, NF_NETDEV_INGRESS; our chains have no other hooks.
             let (number, device) = match &base.hook {
                 Hook::Ingress(device) => (0, vec![device.as_str()]),
                 Hook::Input => (1, Vec::new()),
                 Hook::Forward => (2, Vec::new()),
+                Hook::Postrouting => (4, Vec::new()),
                 _ => return false,
             };
             found.hook == number
                 && base.priority == found.priority
                 && (base.policy == Policy::Accept) == found.accept
                 && devices == device
-                && found.kind == "filter"
+                && found.kind
+                    == match base.kind {
+                        ChainType::Filter => "filter",
+                        ChainType::Nat => "nat",
+                        ChainType::Route => "route",
+                    }
         }
         _ => false,
     }

@@ -102,12 +102,19 @@ impl Kernel {
         for table in Table::ALL {
             all.push((table, self.standing(table)?));
         }
-        let whole = all.iter().any(|(_, standing)| !matches!(standing, Standing::Adoptable));
+        let foreign = all.iter().any(|(_, standing)| matches!(standing, Standing::Foreign));
+        let missing: Vec<Table> =
+            all.iter().filter(|(_, s)| matches!(s, Standing::Missing)).map(|(table, _)| *table).collect();
+        // An agent of another version may have had fewer tables: what it had goes on.
+        let whole = foreign || missing.len() == Table::ALL.len();
         if !whole {
             if self.owns() {
                 // First ours, then listed: nobody changes it in between.
                 let take_over: Vec<Op> = Table::ALL.map(|t| Op::AddTable(self.declaration(t))).into();
                 self.commit(&take_over, None)?;
+            } else if !missing.is_empty() {
+                let add: Vec<Op> = missing.into_iter().map(|t| Op::AddTable(self.declaration(t))).collect();
+                self.commit(&add, guard)?;
             }
             let mut found = BTreeMap::new();
             for table in Table::ALL {

@@ -46,7 +46,10 @@ pub use concern::Concern;
 pub use counters::DropCounters;
 pub use error::Error;
 pub use judge::{Flow, Judge, Ruling};
-pub use layout::{DropPoint, DropReason, LayoutConfig, LocalPod, TABLE, VETH_PREFIX};
+pub use layout::{
+    DropPoint, DropReason, Inside, LayoutConfig, LocalPod, NET_TABLE, PodToNode, Senders, TABLE, TUNNEL_PORT,
+    VETH_PREFIX,
+};
 pub use stats::Stats;
 pub use update::Update;
 pub use writer::Commit;
@@ -151,7 +154,7 @@ impl Dataplane {
     pub fn submit(&self, update: Update) -> Ticket {
         let ((done, is_done), (cut, is_cut)) = (oneshot::channel(), oneshot::channel());
         if let Some(orders) = &self.orders
-            && orders.send(Order::Update(update, Waiter { done, cut })).is_ok()
+            && orders.send(Order::Update(Box::new(update), Waiter { done, cut })).is_ok()
         {
             wake(&self.wake);
         }

@@ -12,8 +12,8 @@ use moat_policies::{
 use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
 use super::layout::{
-    self, ChainRules, DropPoint, FastPath, LayoutConfig, LocalPod, Part, PodSet, PodVerdict, ProgramObjects,
-    Table,
+    self, ChainRules, DropPoint, FastPath, Inside, LayoutConfig, LocalPod, Part, PodSet, PodVerdict,
+    ProgramObjects, Senders, Table,
 };
 use super::op::{Op, Plan};
 use super::update::Update;
@@ -31,6 +31,10 @@ pub(crate) struct State {
     pods: BTreeMap<NamespacedName, PodPrograms>,
     /// What the pod network says about each pod.
     local: BTreeMap<NamespacedName, LocalPod>,
+    /// Who may send what through the tunnel.
+    senders: Senders,
+    /// What is the cluster's.
+    inside: Inside,
     limits: Limits,
     /// What the kernel did not take, or a limit keeps from it: nothing of the pods that need it is in the tables but what
     /// drops everything.
@@ -114,6 +118,8 @@ impl State {
             programs: BTreeMap::new(),
             pods: BTreeMap::new(),
             local: BTreeMap::new(),
+            senders: Senders::default(),
+            inside: Inside::default(),
             used: BTreeMap::new(),
             held: BTreeMap::new(),
             concern: Concern::default(),
@@ -274,6 +280,9 @@ impl State {
         let absent = self.absent();
         let absent_before = std::mem::replace(&mut self.absent, absent);
         self.sets(diffs, &absent_before, &mut plan, &mut last);
+        if update.senders.is_some() || update.inside.is_some() {
+            self.nodes(update, &mut plan);
+        }
         self.pods(names, update, &mut plan, &mut last);
         for (id, program) in &update.policy.programs {
             if program.is_none() {
@@ -516,6 +525,38 @@ impl State {
         self.chains(&touched.programs, plan, last);
     }
 
+    /// Plans what the pod network's sets say about nodes.
+    fn nodes(&mut self, update: &Update, plan: &mut Plan) {
+        let before = self.node_sets();
+        self.senders = update.senders.clone().unwrap_or_else(|| std::mem::take(&mut self.senders));
+        self.inside = update.inside.clone().unwrap_or_else(|| std::mem::take(&mut self.inside));
+        let less = |these: &[Element], those: &[Element]| -> Vec<Element> {
+            let those: BTreeSet<_> = those.iter().map(|e| (e.key, e.end)).collect();
+            these.iter().filter(|e| !those.contains(&(e.key, e.end))).cloned().collect()
+        };
+        for ((set, before), (_, after)) in before.into_iter().zip(self.node_sets()) {
+            let (gone, come) = (less(&before, &after), less(&after, &before));
+            if !gone.is_empty() {
+                plan.commit.push(Op::DeleteElements(Table::Net, set.clone(), gone));
+            }
+            if !come.is_empty() {
+                plan.commit.push(Op::AddElements(Table::Net, set, come));
+            }
+        }
+    }
+
+    /// The sets that say something about nodes, always in the same order.
+    fn node_sets(&self) -> Vec<(moat_nfnetlink::nft::Set, Vec<Element>)> {
+        let mut sets = Vec::new();
+        if self.config.tunnel {
+            sets.extend(layout::tunnel_sets(&self.senders));
+        }
+        if self.config.masquerade {
+            sets.extend(self.inside.sets());
+        }
+        sets
+    }
+
     /// What a pod is to have in the tables.
     fn wanted(&self, name: &NamespacedName) -> Applied {
         let Some(local) = self.local.get(name).filter(|_| !self.closings.omits(name)) else {
@@ -650,6 +691,8 @@ impl State {
             let parts = held.content(&self.config);
             content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
         }
+        let sets = self.node_sets().into_iter();
+        content.sets.extend(sets.map(|(set, elements)| (Table::Net, set, elements)));
         let interfaces: BTreeSet<IfName> = self.applied.values().filter_map(Applied::interface).collect();
         for table in Table::ALL {
             for point in DropPoint::all_in(table) {

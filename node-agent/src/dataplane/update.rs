@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moat_policies::{AllowSet, Element, NamespacedName, NodeDelta, SetChange, SetId, SetUpdate};
 
-use super::layout::LocalPod;
+use super::layout::{Inside, LocalPod, Senders};
 
 /// A change of what the kernel is to enforce.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,18 +18,28 @@ pub struct Update {
     pub pods: BTreeMap<NamespacedName, Option<LocalPod>>,
     /// Addresses that another pod has now, or none any more: connections of theirs are another's.
     pub moved: BTreeSet<IpAddr>,
+    /// Who may send what through the tunnel, where that has changed.
+    pub senders: Option<Senders>,
+    /// What is the cluster's, where that has changed.
+    pub inside: Option<Inside>,
 }
 
 impl Update {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.policy.is_empty() && self.pods.is_empty() && self.moved.is_empty()
+        self.policy.is_empty()
+            && self.pods.is_empty()
+            && self.moved.is_empty()
+            && self.senders.is_none()
+            && self.inside.is_none()
     }
 
     /// Adds what came later: the result does what this one and then `later` do.
     pub fn merge(&mut self, later: Update) {
         self.pods.extend(later.pods);
         self.moved.extend(later.moved);
+        self.senders = later.senders.or(self.senders.take());
+        self.inside = later.inside.or(self.inside.take());
         self.policy.pods.extend(later.policy.pods);
         self.policy.programs.extend(later.policy.programs);
         for (id, change) in later.policy.sets {

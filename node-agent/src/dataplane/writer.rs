@@ -43,7 +43,7 @@ const RESTORE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) enum Order {
     /// An update, and who waits for it.
-    Update(Update, Waiter),
+    Update(Box<Update>, Waiter),
     /// Connections follow everything up to the commit of this number.
     Followed(u64),
 }
@@ -176,7 +176,7 @@ impl Writer {
             let mut followed = None;
             let stopped = loop {
                 match orders.try_recv() {
-                    Ok(Order::Update(update, waiter)) => batch.push((update, waiter)),
+                    Ok(Order::Update(update, waiter)) => batch.push((*update, waiter)),
                     Ok(Order::Followed(commit)) => followed = Some(commit),
                     Err(TryRecvError::Empty) => break false,
                     Err(TryRecvError::Disconnected) => break true,

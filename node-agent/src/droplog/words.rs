@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use moat_cni::stream::{Dropped, End, LiveFlow};
 use moat_nfnetlink::conntrack::{Detail, Tuple};
-use moat_policies::{Direction, Endpoint, Evaluator, Family, Flow, Objects, Traffic};
+use moat_policies::{Direction, Endpoint, Evaluator, Family, Flow, Objects, Reason, Traffic};
 
 use super::packet::{Carries, Headers, Kind};
 use crate::dataplane::{DropPoint, DropReason, Ruling};
@@ -136,7 +136,12 @@ fn explanation(point: DropPoint, headers: &Headers, evaluator: &Evaluator<'_>) -
             }
             Direction::Ingress => "it has a pod's address and does not come from that pod",
         },
-        DropReason::Tunnel => "it is for a tunnel's port, which is no pod's business",
+        DropReason::Tunnel => match point.direction {
+            Direction::Egress => "it is for a tunnel's port, which is no pod's business",
+            Direction::Ingress => {
+                "it came to the tunnel's port, and no node that is known may send what is in it from there"
+            }
+        },
         DropReason::KernelRefused => "the kernel did not take the pod's rules, so the pod is closed",
     };
     fixed.to_owned()
@@ -166,6 +171,12 @@ fn policy(direction: Direction, headers: &Headers, evaluator: &Evaluator<'_>) ->
     };
     match side.allowed {
         false => side.explain(&flow),
+        true if side.reason == Reason::OwnNode => {
+            format!(
+                "no policy allows {source} to reach its own node, and --pod-to-node is policy",
+                source = flow.source
+            )
+        }
         true => format!("denied then; now {}", side.explain(&flow)),
     }
 }

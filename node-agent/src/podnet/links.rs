@@ -35,8 +35,27 @@ pub(crate) struct Link {
     /// It passes packets: it is up, its peer is, and the kernel has noticed.
     pub(crate) running: bool,
     pub(crate) veth: bool,
+    /// What it carries, where it is a VXLAN tunnel's.
+    pub(crate) vxlan: Option<Vxlan>,
+    /// What kind of virtual link it is; empty for a real one.
+    pub(crate) kind: String,
+    /// The index of the bridge that it is a port of, or 0.
+    pub(crate) master: u32,
+    /// Its other end is in another network namespace.
+    pub(crate) leads_elsewhere: bool,
     /// What somebody wrote to it; empty where nobody did.
     pub(crate) alias: Vec<u8>,
+}
+
+/// What makes a VXLAN device the one that it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vxlan {
+    pub(crate) id: u32,
+    pub(crate) port: u16,
+    /// The address that its frames come from.
+    pub(crate) local: Option<IpAddr>,
+    /// Whether the frames that come tell it who is where.
+    pub(crate) learning: bool,
 }
 
 /// A link that looks like a pod's, and the addresses that the node leads to it.
@@ -141,7 +160,7 @@ fn from_mac(mac: &[u8]) -> Option<IpAddr> {
 }
 
 /// A link in a message of the kernel.
-fn read_link(message: &[u8]) -> Option<Link> {
+pub(crate) fn read_link(message: &[u8]) -> Option<Link> {
     if u16_at(message, 4)? != RTM_NEWLINK {
         return None;
     }
@@ -154,7 +173,17 @@ fn read_link(message: &[u8]) -> Option<Link> {
             4 => link.mtu = u32_at(value, 0).unwrap_or_default(),
             16 => link.running = value.first() == Some(&IF_OPER_UP),
             // Within what kind of link it is, the first attribute is the kind's name.
-            18 => link.veth = attributes(value).any(|(kind, value)| kind == 1 && text(value) == "veth"),
+            18 => {
+                link.kind = attributes(value)
+                    .find(|(kind, _)| *kind == 1)
+                    .map(|(_, value)| text(value))
+                    .unwrap_or_default();
+                link.veth = link.kind == "veth";
+                let data = attributes(value).find(|(kind, _)| *kind == 2);
+                link.vxlan = data.filter(|_| link.kind == "vxlan").map(|(_, data)| read_vxlan(data));
+            }
+            10 => link.master = u32_at(value, 0).unwrap_or_default(),
+            37 => link.leads_elsewhere = true,
             20 => link.alias = value.strip_suffix(b"\0").unwrap_or(value).to_vec(),
             _ => {}
         }
@@ -163,8 +192,24 @@ fn read_link(message: &[u8]) -> Option<Link> {
     Some(link)
 }
 
+/// The parameters of a VXLAN device (`IFLA_VXLAN_*`).
+fn read_vxlan(data: &[u8]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for (kind, value) in attributes(data) {
+        match kind {
+            1 => vxlan.id = u32_at(value, 0).unwrap_or_default(),
+            4 => vxlan.local = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            7 => vxlan.learning = value != [0],
+            15 => vxlan.port = u16_at(value, 0).map_or(0, u16::from_be),
+            17 => vxlan.local = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            _ => {}
+        }
+    }
+    vxlan
+}
+
 /// The attributes one after another; ends at the first that is none.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
         let value = bytes.get(4..length)?;
@@ -178,11 +223,11 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
@@ -242,7 +287,9 @@ mod tests {
             up: true,
             running: true,
             veth: true,
+            kind: "veth".into(),
             alias: b"\xff\xfe".to_vec(),
+            ..Link::default()
         };
         assert_eq!(read_link(&bytes), Some(expected));
         assert_eq!(from_mac(&[6, 0x6d, 10, 1, 0, 5]), "10.1.0.5".parse().ok());

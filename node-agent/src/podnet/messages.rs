@@ -166,6 +166,12 @@ pub(crate) fn permanent_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> 
     Request::create(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace, action)
 }
 
+/// No entry for a neighbour any more.
+pub(crate) fn no_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Request {
+    let action = format!("forget the neighbour {address} at {}", format_mac(mac));
+    Request::plain(RouteNetlinkMessage::DelNeighbour(neighbour_message(index, address)), action)
+}
+
 impl Netlink {
     /// All addresses, each with the index of its link.
     pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {

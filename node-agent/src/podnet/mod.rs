@@ -22,6 +22,7 @@ mod check;
 mod clock;
 mod disk;
 mod error;
+mod heal;
 pub(crate) mod identity;
 mod ipam;
 pub(crate) mod journal;
@@ -32,10 +33,10 @@ mod netns;
 mod network;
 mod node;
 mod route;
-mod routes;
 mod settle;
-mod sysctl;
+pub(crate) mod sysctl;
 mod takeover;
+mod uplink;
 mod wire;
 
 pub use attachment::{
@@ -44,10 +45,12 @@ pub use attachment::{
 pub use error::PodNetError;
 pub use ipam::{Full, IpamError};
 pub use journal::JournalError;
-pub(crate) use netlink::Netlink;
+pub(crate) use links::Link;
 pub use netlink::NetlinkError;
+pub(crate) use netlink::{Existing, Netlink, Request};
 pub use netns::NetnsError;
 pub use network::{Gc, PodNet, PodNetConfig, Prepare, read_attachments};
 pub use node::Ends;
 pub use route::ROUTE_PROTOCOL;
 pub use sysctl::SysctlError;
+pub use uplink::{Mode, TUNNEL, TUNNEL_ID};

@@ -42,7 +42,7 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
-    fn new(action: impl Into<String>, errno: io::Error) -> Self {
+    pub(crate) fn new(action: impl Into<String>, errno: io::Error) -> Self {
         Self { action: action.into(), errno, text: None }
     }
 

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moat_policies::Node;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
 use tokio::task;
 
-use super::PodNetError;
 use super::attachment::{Attachment, AttachmentKey};
+use super::heal;
 use super::journal::{self, JournalError};
 use super::node::{Ends, NodeNetwork};
 use super::wire;
+use super::{Mode, PodNetError};
 
 /// How a node's pod network is set up.
 #[derive(Clone, Debug)]
@@ -23,8 +25,11 @@ pub struct PodNetConfig {
     pub state_dir: PathBuf,
     /// How long an address rests between two pods.
     pub address_rest: Duration,
-    /// The MTU of the pods' links. `None`: that of the link with the node's address.
+    /// The MTU of the pods' links. `None`: that of the link with the node's address, less what the tunnel needs of it
+    /// while there is one.
     pub mtu: Option<u32>,
+    /// How packets get to the pods of other nodes.
+    pub mode: Mode,
     /// The folder where plugins leave notes of what they removed while no agent ran ([`moat_cni::note`]), if any.
     pub notes: Option<PathBuf>,
 }
@@ -32,7 +37,13 @@ pub struct PodNetConfig {
 impl PodNetConfig {
     /// The defaults, with the state in `state_dir`.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: state_dir.into(), address_rest: Duration::from_secs(60), mtu: None, notes: None }
+        Self {
+            state_dir: state_dir.into(),
+            address_rest: Duration::from_secs(60),
+            mtu: None,
+            mode: Mode::default(),
+            notes: None,
+        }
     }
 }
 
@@ -113,6 +124,18 @@ impl PodNet {
     pub async fn set_nodes(&self, local: &Node, others: &[Node]) -> Result<(), PodNetError> {
         let (local, others) = (local.clone(), others.to_vec());
         self.blocking(move |node| node.set_nodes(&local, &others)).await
+    }
+
+    /// [`PodNet::set_nodes`] once more with what it was told last: makes again what is not there any more, and looks anew
+    /// who shares a link with this node.
+    pub async fn refresh(&self) -> Result<(), PodNetError> {
+        self.blocking(NodeNetwork::refresh).await
+    }
+
+    /// From now on, what somebody removes or changes of what was made in the node's namespace is made again at once:
+    /// routes, neighbours, rules, links and kernel parameters; `mended` counts them. Until nobody has the pod network any more.
+    pub fn keep(&self, mended: Counter) -> Result<(), PodNetError> {
+        heal::keep(&self.node, mended)
     }
 
     /// Gives a pod its addresses and writes that down; makes nothing yet.

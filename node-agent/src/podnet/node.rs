@@ -15,12 +15,13 @@ use tracing::warn;
 use super::attachment::{Attachment, AttachmentKey, macs};
 use super::check::{self, Defaults};
 use super::clock::Clock;
+use super::heal::Active;
 use super::ipam::Ipam;
 use super::journal::{Durable, Journal};
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
-use super::routes;
 use super::sysctl;
+use super::uplink;
 use super::wire;
 use super::{PodNetConfig, PodNetError, Prepare};
 
@@ -44,6 +45,10 @@ pub(crate) struct NodeNetwork {
     /// that must not keep the others waiting.
     idle: Mutex<Vec<Netlink>>,
     state: Mutex<State>,
+    /// The links that are up for their pods.
+    pub(crate) active: Active,
+    /// Who makes the way to other nodes, one after the other: what was told last must win.
+    nodes: Mutex<()>,
     clock: Clock,
     durable: Arc<Durable>,
 }
@@ -57,6 +62,8 @@ pub(crate) struct State {
     mtu: u32,
     /// What was last said about nodes without a route, so that it is said once.
     skipped: BTreeSet<String>,
+    /// This node and the others, as they were last told.
+    nodes: Option<(Node, Vec<Node>)>,
 }
 
 impl State {
@@ -66,7 +73,8 @@ impl State {
         closed: BTreeMap<String, Vec<IpAddr>>,
         config: &PodNetConfig,
     ) -> Self {
-        Self { ipam, journal, closed, mtu: config.mtu.unwrap_or(DEFAULT_MTU), skipped: BTreeSet::new() }
+        let mtu = config.mtu.unwrap_or(DEFAULT_MTU);
+        Self { ipam, journal, closed, mtu, skipped: BTreeSet::new(), nodes: None }
     }
 
     /// An attachment is gone, and its link with it.
@@ -103,7 +111,8 @@ impl NodeNetwork {
     ) -> Result<Self, PodNetError> {
         let durable = state.journal.durable();
         let (idle, state) = (Mutex::new(vec![netlink]), Mutex::new(state));
-        Ok(Self { config, node: Netns::current()?, idle, state, clock, durable })
+        let (active, nodes) = (Active::default(), Mutex::default());
+        Ok(Self { config, node: Netns::current()?, idle, state, active, nodes, clock, durable })
     }
 
     // Nothing is left half-done in memory where a thread could panic, so a poisoned lock holds good state.
@@ -133,6 +142,17 @@ impl NodeNetwork {
 
     pub(crate) fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
         self.state().journal.contents().get(key).cloned()
+    }
+
+    /// The attachment whose node's end has this name.
+    pub(crate) fn by_link(&self, name: &str) -> Option<Attachment> {
+        self.state().journal.contents().attachments().iter().find(|a| a.host_ifname == name).cloned()
+    }
+
+    /// The attachment that has this address.
+    pub(crate) fn by_address(&self, address: IpAddr) -> Option<Attachment> {
+        let holds = |a: &&Attachment| a.addresses().any(|held| held == address);
+        self.state().journal.contents().attachments().iter().find(holds).cloned()
     }
 
     pub(crate) fn available(&self) -> Result<(), PodNetError> {
@@ -211,6 +231,7 @@ impl NodeNetwork {
     pub(crate) fn activate(&self, attachment: &Attachment, ends: &Ends) -> Result<(), PodNetError> {
         failpoint::reach("before up");
         self.netlink(|netlink| Ok(wire::connect(netlink, ends.index, attachment)?))?;
+        self.active.add(&attachment.host_ifname);
         failpoint::reach("up");
         Ok(())
     }
@@ -219,6 +240,7 @@ impl NodeNetwork {
         // The link first: an address is free only when nobody can use it any more. The name follows from the key, so that
         // a link is found which no record tells of.
         let link = key.host_ifname();
+        self.active.remove(&link);
         self.netlink(|netlink| Ok(wire::remove(netlink, &link)?))?;
         failpoint::reach("link gone");
         let mut state = self.state();
@@ -292,6 +314,11 @@ impl NodeNetwork {
     }
 
     pub(crate) fn set_nodes(&self, local: &Node, others: &[Node]) -> Result<(), PodNetError> {
+        let _turn = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lead_to(local, others)
+    }
+
+    fn lead_to(&self, local: &Node, others: &[Node]) -> Result<(), PodNetError> {
         let first =
             |ipv6: bool| local.pod_cidrs.iter().copied().find(|cidr| matches!(cidr, IpNet::V6(_)) == ipv6);
         let (v4, v6) = (first(false), first(true));
@@ -304,41 +331,27 @@ impl NodeNetwork {
             }
             Ok::<_, PodNetError>(())
         })??;
-        let wanted = routes::wanted(local, others);
-        let mtu = match self.config.mtu {
-            Some(mtu) => mtu,
-            None => self.mtu_of(&local.addresses)?,
-        };
+        let mode = self.config.mode;
+        let seen = self.netlink(|netlink| Ok(uplink::see(netlink, local, others, mode)?))?;
+        let wanted = uplink::wanted::wanted(local, others, mode, &seen);
         {
             let mut state = self.state();
             let reserved = local.addresses.iter().chain(others.iter().flat_map(|node| &node.addresses));
             state.ipam.set_blocks(v4, v6, reserved.copied().collect());
-            state.mtu = mtu;
-            let skipped: BTreeSet<String> = wanted.skipped.into_iter().collect();
+            state.mtu = self.config.mtu.unwrap_or(wanted.pod_mtu);
+            let skipped: BTreeSet<String> = wanted.skipped.iter().cloned().collect();
             for skip in skipped.difference(&state.skipped) {
                 warn!("{skip}");
             }
             state.skipped = skipped;
+            state.nodes = Some((local.clone(), others.to_vec()));
         }
-        self.netlink(|netlink| {
-            let mut present = netlink.routes(false, true)?;
-            present.extend(netlink.routes(true, true)?);
-            let plan = routes::plan(&wanted.routes, &present);
-            let set = plan.set.iter().map(routes::Route::set);
-            let requests = set.chain(plan.remove.iter().map(routes::Route::delete)).collect();
-            let results = netlink.apply_each(requests);
-            PodNetError::collect(
-                results.into_iter().filter_map(Result::err).map(PodNetError::Kernel).collect(),
-            )
-        })
+        self.netlink(|netlink| uplink::follow(netlink, &self.node, &wanted))
     }
 
-    /// The MTU of the link that has one of these addresses.
-    fn mtu_of(&self, addresses: &[IpAddr]) -> Result<u32, PodNetError> {
-        let present = self.netlink(|netlink| Ok(netlink.addresses()?))?;
-        let index = present.into_iter().find(|(_, address)| addresses.contains(address));
-        let links = self.netlink(|netlink| Ok(netlink.links()?))?;
-        let link = links.into_iter().find(|link| index.is_some_and(|(index, _)| index == link.index));
-        Ok(link.map_or(DEFAULT_MTU, |link| link.mtu))
+    pub(crate) fn refresh(&self) -> Result<(), PodNetError> {
+        let _turn = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let nodes = self.state().nodes.clone();
+        nodes.map_or(Ok(()), |(local, others)| self.lead_to(&local, &others))
     }
 }

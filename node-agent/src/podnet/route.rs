@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
@@ -24,7 +24,14 @@ pub(crate) struct Route {
     pub(crate) hop: Hop,
     /// 0: the kernel's default for the family.
     pub(crate) metric: u32,
+    /// Which of the node's addresses the node's own packets have; `None`: the kernel chooses.
+    pub(crate) source: Option<IpAddr>,
+    /// The routing table that it is in.
+    pub(crate) table: u32,
 }
+
+/// The table that everything is looked up in.
+pub(crate) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// Where a route leads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,17 +42,29 @@ pub(crate) enum Hop {
     LinkVia(u32, IpAddr),
     /// To a router; the kernel finds the link.
     Via(IpAddr),
+    /// To a router that is said to be on a link, whatever addresses the link has.
+    Onlink(u32, IpAddr),
     /// Nowhere: the sender is told so.
     Unreachable,
 }
 
 impl Route {
+    /// A route of the main table with the family's metric.
+    pub(crate) fn new(to: IpNet, hop: Hop) -> Self {
+        Self { to, hop, metric: 0, source: None, table: MAIN_TABLE }
+    }
+
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
             address_family: family(self.to.addr()),
             destination_prefix_length: self.to.prefix_len(),
-            table: RouteHeader::RT_TABLE_MAIN,
+            // Ours have small numbers.
+            table: self.table as u8,
+            flags: match self.hop {
+                Hop::Onlink(..) => RouteFlags::Onlink,
+                _ => RouteFlags::empty(),
+            },
             protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
             scope: match self.hop {
                 Hop::Link(_) if self.to.addr().is_ipv4() => RouteScope::Link,
@@ -63,10 +82,13 @@ impl Route {
         if self.metric != 0 {
             message.attributes.push(RouteAttribute::Priority(self.metric));
         }
-        if let Hop::Link(index) | Hop::LinkVia(index, _) = self.hop {
+        if let Some(source) = self.source {
+            message.attributes.push(RouteAttribute::PrefSource(route_address(source)));
+        }
+        if let Hop::Link(index) | Hop::LinkVia(index, _) | Hop::Onlink(index, _) = self.hop {
             message.attributes.push(RouteAttribute::Oif(index));
         }
-        if let Hop::Via(gateway) | Hop::LinkVia(_, gateway) = self.hop {
+        if let Hop::Via(gateway) | Hop::LinkVia(_, gateway) | Hop::Onlink(_, gateway) = self.hop {
             message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
         }
         message
@@ -87,13 +109,14 @@ impl Route {
     }
 
     fn read(message: &RouteMessage) -> Option<Self> {
-        let (mut to, mut gateway, mut link, mut metric) = (None, None, None, 0);
+        let (mut to, mut gateway, mut link, mut metric, mut source) = (None, None, None, 0, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => to = ip(address),
                 RouteAttribute::Gateway(address) => gateway = ip(address),
                 RouteAttribute::Oif(index) => link = Some(*index),
                 RouteAttribute::Priority(value) => metric = *value,
+                RouteAttribute::PrefSource(address) => source = ip(address),
                 _ => {}
             }
         }
@@ -103,14 +126,16 @@ impl Route {
             _ => return None,
         };
         let to = IpNet::new(to.unwrap_or(unspecified), message.header.destination_prefix_length).ok()?;
+        let said = message.header.flags.contains(RouteFlags::Onlink);
         let hop = match (message.header.kind, link, gateway) {
             (RouteType::Unreachable, _, _) => Hop::Unreachable,
+            (RouteType::Unicast, Some(link), Some(gateway)) if said => Hop::Onlink(link, gateway),
             (RouteType::Unicast, Some(link), Some(gateway)) => Hop::LinkVia(link, gateway),
             (RouteType::Unicast, Some(link), None) => Hop::Link(link),
             (RouteType::Unicast, None, Some(gateway)) => Hop::Via(gateway),
             _ => return None,
         };
-        Some(Self { to, hop, metric })
+        Some(Self { to, hop, metric, source, table: message.header.table.into() })
     }
 }
 
@@ -119,14 +144,31 @@ impl fmt::Display for Route {
         match self.hop {
             Hop::Link(_) => write!(f, "to {}", self.to),
             Hop::Via(gateway) | Hop::LinkVia(_, gateway) => write!(f, "to {} via {gateway}", self.to),
+            Hop::Onlink(_, gateway) => write!(f, "to {} via {gateway} through the tunnel", self.to),
             Hop::Unreachable => write!(f, "unreachable {}", self.to),
         }
     }
 }
 
+/// What the kernel says where no route leads somewhere, or one that forbids it.
+const NOWHERE: [Errno; 5] =
+    [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::AFNOSUPPORT];
+
 impl Netlink {
     /// Whether packets for `address` are taken in here.
     pub(crate) fn is_local(&mut self, address: IpAddr) -> Result<bool, NetlinkError> {
+        Ok(self.route_to(address)?.is_some_and(|route| route.header.kind == RouteType::Local))
+    }
+
+    /// Whether a link leads to whoever has `address`, with no router between.
+    pub(crate) fn is_near(&mut self, address: IpAddr) -> Result<bool, NetlinkError> {
+        let by_router = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+        Ok(self.route_to(address)?.is_some_and(|route| {
+            route.header.kind == RouteType::Unicast && !route.attributes.iter().any(by_router)
+        }))
+    }
+
+    fn route_to(&mut self, address: IpAddr) -> Result<Option<RouteMessage>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
         message.header.destination_prefix_length = full_length(address);
@@ -134,18 +176,28 @@ impl Netlink {
         let ask =
             Request::plain(RouteNetlinkMessage::GetRoute(message), format!("look up the route to {address}"));
         match self.get(ask) {
-            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
-            Ok(_) => Ok(false),
-            Err(error) if error.is(Errno::NETUNREACH) || error.is(Errno::HOSTUNREACH) => Ok(false),
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
+            Ok(_) => Ok(None),
+            Err(error) if NOWHERE.iter().any(|errno| error.is(*errno)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// The routes of the main table, of one family: only moat's own, or all.
     pub(crate) fn routes(&mut self, ipv6: bool, own: bool) -> Result<Vec<Route>, NetlinkError> {
+        self.routes_of(ipv6, own, MAIN_TABLE)
+    }
+
+    /// The same, of another table.
+    pub(crate) fn routes_of(
+        &mut self,
+        ipv6: bool,
+        own: bool,
+        table: u32,
+    ) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.table = table as u8;
         if own {
             message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
         }
@@ -160,7 +212,7 @@ impl Netlink {
             .iter()
             .filter_map(|answer| match answer {
                 RouteNetlinkMessage::NewRoute(message)
-                    if message.header.table == RouteHeader::RT_TABLE_MAIN
+                    if u32::from(message.header.table) == table
                         && (!own || message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)) =>
                 {
                     Route::read(message)

@@ -101,6 +101,34 @@ pub(crate) fn of_host_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)>
     v4.chain(of_host_end_by_file(name, ipv6)).collect()
 }
 
+/// What the tunnel's device needs before it comes up, each with its value.
+pub(crate) fn of_tunnel(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let mut wanted = vec![
+        (format!("ipv4/conf/{name}/forwarding"), "1"),
+        (format!("ipv4/conf/{name}/proxy_arp"), "0"),
+        (format!("ipv4/conf/{name}/accept_redirects"), "0"),
+    ];
+    if !has_ipv6() {
+        return wanted;
+    }
+    // Another node's pods configure this one as little as its own do.
+    wanted.push((format!("ipv6/conf/{name}/accept_ra"), "0"));
+    wanted.push((format!("ipv6/conf/{name}/accept_redirects"), "0"));
+    if ipv6 {
+        wanted.push((format!("ipv6/conf/{name}/disable_ipv6"), "0"));
+        wanted.push((format!("ipv6/conf/{name}/forwarding"), "1"));
+    }
+    wanted
+}
+
+/// Of what the host end of a pod needs, that of whose change the kernel tells nobody.
+pub(crate) fn without_events(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let told = ["rp_filter", "forwarding", "proxy_arp"];
+    let mut wanted = of_host_end(name, ipv6);
+    wanted.retain(|(name, _)| !told.iter().any(|told| name.ends_with(told)));
+    wanted
+}
+
 /// What the pod's end needs before it comes up, each with its value.
 pub(crate) fn of_pod_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     if !has_ipv6() {

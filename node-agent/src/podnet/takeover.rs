@@ -65,7 +65,13 @@ impl NodeNetwork {
             drop_note(config.notes.as_deref(), name);
         }
         let state = State::new(ipam, journal, closed, &config);
-        Self::new(config, clock, netlink, state)
+        let node = Self::new(config, clock, netlink, state)?;
+        settled
+            .kept
+            .iter()
+            .filter(|kept| kept.up)
+            .for_each(|kept| node.active.add(&kept.attachment.host_ifname));
+        Ok(node)
     }
 
     /// The attachments that a plugin's note says are gone, and that no agent has removed yet. Notes about links that are no

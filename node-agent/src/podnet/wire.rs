@@ -48,16 +48,16 @@ pub(crate) fn pod_routes(index: u32, address: IpAddr) -> Vec<Route> {
     let mut routes = Vec::with_capacity(2);
     if address.is_ipv4() {
         // IPv6 takes a link-local gateway as it is; IPv4 wants to see that it is on the link.
-        routes.push(Route { to: host_prefix(gateway), hop: Hop::Link(index), metric: 0 });
+        routes.push(Route::new(host_prefix(gateway), Hop::Link(index)));
     }
-    routes.push(Route { to: default, hop: Hop::LinkVia(index, gateway), metric: 0 });
+    routes.push(Route::new(default, Hop::LinkVia(index, gateway)));
     routes
 }
 
 /// The node's route to a pod's address.
 pub(crate) fn host_route(index: u32, address: IpAddr) -> Route {
     debug_assert_eq!(host_prefix(address).prefix_len(), full_length(address));
-    Route { to: host_prefix(address), hop: Hop::Link(index), metric: 0 }
+    Route::new(host_prefix(address), Hop::Link(index))
 }
 
 /// Makes the pair and the pod's end of it. The node's end exists afterwards under its final name, and is down. Returns a socket

@@ -318,26 +318,53 @@ fn icmp_errors_about_the_own_flows_only() {
             let sent = w.fate(|| assert!(socket.send(b"x").is_ok()), || peer.recv(&mut buffer).is_ok());
             assert_eq!(sent, Passed);
             let port = socket.local_addr().unwrap().port();
-            let quoted = udp(a, outside, port, 7, &[0; 1000]);
-            let forged = match a {
-                IpAddr::V4(_) => {
-                    let mut body = vec![3, 3, 0, 0, 0, 0, 0, 0];
-                    body.extend(quoted);
-                    let sum = checksum(&body);
-                    body[2..4].copy_from_slice(&sum.to_be_bytes());
-                    packet(w.v4("c"), a, 1, &body)
-                }
-                IpAddr::V6(_) => {
-                    let mut body = vec![1, 4, 0, 0, 0, 0, 0, 0];
-                    body.extend(quoted);
-                    let sum = transport_checksum(w.v6("c"), a, 58, &body);
-                    body[2..4].copy_from_slice(&sum.to_be_bytes());
-                    packet(w.v6("c"), a, 58, &body)
-                }
-            };
+            let c = if a.is_ipv4() { w.v4("c") } else { w.v6("c") };
+            let forged = unreachable(c, a, &udp(a, outside, port, 7, &[0; 1000]));
             let protocol = if a.is_ipv4() { 1 } else { 58 };
             assert_eq!(w.forge(From::Pod("c"), a, protocol, forged), Dropped(DropReason::Spoofed.on(Egress)));
             assert!(socket.take_error().unwrap().is_none());
+        }
+    });
+}
+
+/// Port unreachable, about this packet.
+fn unreachable(source: IpAddr, destination: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let (protocol, head) = if source.is_ipv4() { (1, [3, 3]) } else { (58, [1, 4]) };
+    let mut body = [&head[..], &[0; 6], quoted].concat();
+    let sum = match protocol {
+        1 => checksum(&body),
+        _ => transport_checksum(source, destination, protocol, &body),
+    };
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    packet(source, destination, protocol, &body)
+}
+
+#[test]
+fn icmp_errors_from_outside_are_about_what_was_outside() {
+    privileged(|| {
+        let w = World::new(&["a", "b"], &[], "");
+        w.node.sysctl("ipv4/conf/all/rp_filter", "0");
+        w.node.sysctl("ipv4/conf/up0/rp_filter", "0");
+        for (a, b, outside) in [
+            (w.v4("a"), w.v4("b"), IpAddr::from(OUTSIDE_V4)),
+            (w.v6("a"), w.v6("b"), "fd01::2".parse().unwrap()),
+        ] {
+            let protocol = if a.is_ipv4() { 1 } else { 58 };
+            let forged = Dropped(DropReason::Spoofed.on(Ingress));
+            for (to, holder, allowed) in [(b, &w.pods["b"].space, forged), (outside, &w.outside, Passed)] {
+                let socket = w.pods["a"].space.run(move || udp_socket(SocketAddr::new(a, 0)));
+                let peer = holder.run(move || udp_socket(SocketAddr::new(to, 7)));
+                socket.connect((to, 7)).unwrap();
+                let mut buffer = [0; 8];
+                let sent = w.fate(|| assert!(socket.send(b"x").is_ok()), || peer.recv(&mut buffer).is_ok());
+                assert_eq!(sent, Passed);
+                let quoted = udp(a, to, socket.local_addr().unwrap().port(), 7, b"x");
+                let from_router = unreachable(outside, a, &quoted);
+                let fate = w.forge(From::Outside(outside), a, protocol, from_router);
+                assert_eq!(fate, allowed, "{a} {to}");
+                let from_pod = unreachable(b, a, &quoted);
+                assert_eq!(w.forge(From::Outside(unspecified(b)), a, protocol, from_pod), forged, "{a} {to}");
+            }
         }
     });
 }

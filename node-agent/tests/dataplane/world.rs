@@ -247,7 +247,8 @@ impl World {
                 addresses: vec![p.v4.into(), p.v6.into()],
             })
             .collect();
-        check::compare(ruleset, self.cluster.objects(), "node", &veths, Limits::default())
+        let pod_to_node = self.config.layout.pod_to_node;
+        check::compare(ruleset, self.cluster.objects(), "node", &veths, Limits::default(), pod_to_node)
     }
 
     /// What `nft` reads back does what the policies say: an independent party's word.

@@ -1,5 +1,7 @@
 //! Several nodes: routes between them, and a node's agent that is started again.
 
+use moat_agent::podnet::Mode;
+
 use crate::world::{Namespace, TestNode, in_world, node, tcp, udp};
 
 /// Two nodes on one link, each with its podCIDRs.
@@ -44,16 +46,10 @@ fn packets_pass_between_nodes() {
 #[test]
 fn routes_follow_the_nodes() {
     in_world(|| {
-        let (first, _second) = two_nodes();
-        let set = |others: &[moat_policies::Node]| {
-            let (podnet, local, others) = (first.podnet().clone(), first.local.clone(), others.to_vec());
-            first.ns.run(move || {
-                tokio::runtime::Builder::new_current_thread()
-                    .build()
-                    .unwrap()
-                    .block_on(podnet.set_nodes(&local, &others))
-            })
-        };
+        let (mut first, _second) = two_nodes();
+        first.stop();
+        first.mode = Mode::Routed;
+        first.start();
         let routes = || {
             let text = first.ns.sh("ip -4 route show proto 109; ip -6 route show proto 109");
             let mut routes: Vec<String> = text
@@ -70,15 +66,15 @@ fn routes_follow_the_nodes() {
         // A route of somebody else stays whatever happens.
         first.ns.sh("ip route add 10.99.0.0/24 via 192.0.2.2 proto static");
         let moved = node("b", &["192.0.2.22", "2001:db8::22"], &["10.2.0.0/24", "fd00:2::/64"]);
-        set(&[moved]).unwrap();
+        first.set_nodes(&[moved]).unwrap();
         assert_eq!(routes(), ["10.2.0.0/24 via 192.0.2.22", "fd00:2::/64 via 2001:db8::22", own[0], own[1]]);
         // One that cannot be reached directly is an error and takes no other route with it.
         let far = node("c", &["198.51.100.1"], &["10.3.0.0/24"]);
         let near = node("d", &["192.0.2.4"], &["10.4.0.0/24"]);
-        let error = set(&[far, near]).unwrap_err();
+        let error = first.set_nodes(&[far, near]).unwrap_err();
         assert!(format!("{:?}", error).contains("10.3.0.0/24"), "{error:?}");
         assert_eq!(routes(), ["10.4.0.0/24 via 192.0.2.4", own[0], own[1]]);
-        set(&[]).unwrap();
+        first.set_nodes(&[]).unwrap();
         assert_eq!(routes(), own);
         first.ns.sh("ip route show 10.99.0.0/24 | grep -q static");
     });

@@ -12,11 +12,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use moat_agent::cni_server::{CniServer, Handler};
-use moat_agent::podnet::{AttachmentKey, PodNet, PodNetConfig, Prepare};
+use moat_agent::podnet::{AttachmentKey, Mode, PodNet, PodNetConfig, PodNetError, Prepare};
 use moat_cni::error::{CniError, code};
 use moat_cni::protocol::{Add, Attached, Check, Del, Gc, Status};
 use moat_policies::Node;
 use nix::sched::{CloneFlags, unshare};
+use prometheus_client::metrics::counter::Counter;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -152,6 +153,9 @@ pub(crate) struct TestNode {
     pub(crate) local: Node,
     pub(crate) others: Vec<Node>,
     pub(crate) rest: Duration,
+    /// Counts what is made again, where that is wanted.
+    pub(crate) keep: Option<Counter>,
+    pub(crate) mode: Mode,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>, PodNet)>,
 }
 
@@ -185,7 +189,8 @@ impl TestNode {
         let ns = Namespace::new();
         ns.sh("ip link set lo up");
         let folder = tempfile::tempdir().unwrap();
-        Self { ns, folder, local, others: Vec::new(), rest: Duration::ZERO, running: None }
+        let (others, rest, keep, mode) = (Vec::new(), Duration::ZERO, None, Mode::Auto);
+        Self { ns, folder, local, others, rest, keep, mode, running: None }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -198,7 +203,8 @@ impl TestNode {
 
     /// Starts pod network and server, as an agent's start does.
     pub(crate) fn start(&mut self) {
-        let (local, others, rest) = (self.local.clone(), self.others.clone(), self.rest);
+        let (local, others, rest, mode) = (self.local.clone(), self.others.clone(), self.rest, self.mode);
+        let keep = self.keep.clone();
         let (state_dir, socket) = (self.state_dir(), self.socket());
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, ready) = channel();
@@ -207,9 +213,13 @@ impl TestNode {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async move {
                     let notes = Some(moat_cni::note::folder(&socket));
-                    let config = PodNetConfig { address_rest: rest, notes, ..PodNetConfig::new(state_dir) };
+                    let config =
+                        PodNetConfig { address_rest: rest, notes, mode, ..PodNetConfig::new(state_dir) };
                     let podnet = PodNet::open(config).unwrap();
                     podnet.set_nodes(&local, &others).await.unwrap();
+                    if let Some(mended) = keep {
+                        podnet.keep(mended).unwrap();
+                    }
                     let server = CniServer::bind(&socket).unwrap();
                     tell.send(podnet.clone()).unwrap();
                     let shutdown = async {
@@ -237,6 +247,15 @@ impl TestNode {
 
     pub(crate) fn plugin(&self) -> Plugin {
         Plugin { netns: Some(self.ns.path.clone()), ..Plugin::new(&self.socket()) }
+    }
+
+    /// Tells the running node which others there are.
+    pub(crate) fn set_nodes(&self, others: &[Node]) -> Result<(), PodNetError> {
+        let (podnet, local, others) = (self.podnet().clone(), self.local.clone(), others.to_vec());
+        self.ns.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(podnet.set_nodes(&local, &others))
+        })
     }
 
     /// The links of pods that there are in the node's namespace.
@@ -422,14 +441,46 @@ pub(crate) fn udp(from: &Namespace, to: &Namespace, address: IpAddr) -> Duration
     took
 }
 
+/// Listens where an earlier probe may have listened: for as long as another test is about to start a program, that program's
+/// process holds a copy of every socket.
+fn listen(address: IpAddr) -> TcpListener {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match TcpListener::bind(SocketAddr::new(address, PORT)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::yield_now();
+            }
+            other => return other.unwrap(),
+        }
+    }
+}
+
 /// Makes one TCP connection from one namespace to another.
 #[track_caller]
 pub(crate) fn tcp(from: &Namespace, to: &Namespace, address: IpAddr) {
-    let listener = to.run(move || TcpListener::bind(SocketAddr::new(address, PORT)).unwrap());
+    let listener = to.run(move || listen(address));
     let accept = thread::spawn(move || listener.accept().map(|_| ()));
     let connected = from.run(move || {
         TcpStream::connect_timeout(&SocketAddr::new(address, PORT), Duration::from_secs(4)).map(|_| ())
     });
     connected.unwrap_or_else(|error| panic!("no connection to {address}: {error}"));
     accept.join().unwrap().unwrap();
+}
+
+/// Sends so many bytes over one TCP connection; the last one of them is waited for.
+#[track_caller]
+pub(crate) fn stream(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) {
+    let listener = to.run(move || listen(address));
+    let receive = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink())
+    });
+    from.run(move || {
+        let at = SocketAddr::new(address, PORT);
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(4)).expect("a connection");
+        stream.write_all(&vec![7; bytes]).expect("room for all of it");
+    });
+    let received = receive.join().unwrap();
+    assert_eq!(received.unwrap_or_else(|error| panic!("not all came to {address}: {error}")), bytes as u64);
 }

@@ -46,7 +46,7 @@ pub enum DropReason {
     UnknownPod,
     /// It says that it is from somebody else.
     Spoofed,
-    /// It is for a tunnel port, which is no pod's business.
+    /// It is for a tunnel port, which is no pod's business; or it came there, and not from a node that may send it.
     Tunnel,
     /// It is to or from a pod whose rules the kernel did not take.
     KernelRefused,
@@ -102,17 +102,20 @@ pub struct DropPoint {
 }
 
 impl DropPoint {
-    /// All that there are. Nothing is dropped on its way to a pod for being a tunnel's.
+    /// All that there are.
     pub fn all() -> impl Iterator<Item = DropPoint> {
-        let both = |r: DropReason| Direction::ALL.map(|d| r.on(d));
-        let there = |p: &DropPoint| *p != DropReason::Tunnel.on(Direction::Ingress);
-        DropReason::ALL.into_iter().flat_map(both).filter(there)
+        DropReason::ALL.into_iter().flat_map(|reason| Direction::ALL.map(|direction| reason.on(direction)))
     }
 
     /// Those that have a chain in this table.
     pub(crate) fn all_in(table: Table) -> impl Iterator<Item = DropPoint> {
-        let only = DropReason::Spoofed.on(Direction::Egress);
-        Self::all().filter(move |p| table == Table::Inet || *p == only)
+        let (veths, frames) =
+            (DropReason::Spoofed.on(Direction::Egress), DropReason::Tunnel.on(Direction::Ingress));
+        Self::all().filter(move |point| match table {
+            Table::Inet => *point != frames,
+            Table::Netdev => *point == veths,
+            Table::Net => *point == frames,
+        })
     }
 
     /// The point that a log record's prefix names.
@@ -145,7 +148,7 @@ impl DropPoint {
     pub(crate) fn pairs(self, table: Table) -> Set {
         let name = format!("log-{self}");
         let set = match table {
-            Table::Inet => Set::new(name, names::key([Field::IfName, Field::IfName])),
+            Table::Inet | Table::Net => Set::new(name, names::key([Field::IfName, Field::IfName])),
             Table::Netdev => Set::new(name, Field::IfName),
         };
         set.dynamic().size(LOG_PAIRS).timeout(LOG_MEMORY)
@@ -159,7 +162,7 @@ impl DropPoint {
         };
         // A packet that has just come in has no way out yet.
         let pair: &[Source] = match table {
-            Table::Inet => &[Source::IIFNAME, Source::OIFNAME],
+            Table::Inet | Table::Net => &[Source::IIFNAME, Source::OIFNAME],
             Table::Netdev => &[Source::IIFNAME],
         };
         let log = Log {
@@ -188,11 +191,11 @@ mod tests {
 
     #[test]
     fn a_log_records_prefix_names_the_reason_and_the_side() {
-        assert_eq!(DropPoint::all().count(), 15);
+        assert_eq!(DropPoint::all().count(), 16);
         for point in DropPoint::all() {
             assert_eq!(DropPoint::from_prefix(&format!("moat {point}")), Some(point));
         }
-        for other in ["moat", "moat policy", "moat tunnel-ingress", "somebody else's policy-ingress"] {
+        for other in ["moat", "moat policy", "moat tunnel", "somebody else's policy-ingress"] {
             assert_eq!(DropPoint::from_prefix(other), None, "{other}");
         }
     }

@@ -8,7 +8,7 @@ use moat_nfnetlink::nft::{
 use super::answers;
 use super::drops::{DropPoint, DropReason};
 use super::names::{self, PodSet, Table};
-use super::{ChainRules, FastPath, LayoutConfig, TUNNEL_PORT, USERDATA_VERSION, VERSION};
+use super::{ChainRules, FastPath, LayoutConfig, PodToNode, TUNNEL_PORT, USERDATA_VERSION, VERSION};
 use moat_policies::Direction;
 
 /// The priority of our chains at `forward` and `input`: `filter`, behind connection tracking and NAT of destinations.
@@ -44,9 +44,13 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
                 irregular(),
             ]);
             chains.extend(answers::chains(config));
-            chains.extend([forward(config, fast), input()]);
+            chains.extend([forward(config, fast), input(config)]);
         }
         Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
+        Table::Net => {
+            chains.extend(super::tunnel::chains(config));
+            chains.extend(super::masquerade::chain(config));
+        }
     }
     chains
 }
@@ -174,7 +178,8 @@ pub(crate) fn forward(config: &LayoutConfig, fast: FastPath) -> ChainRules {
     }
 }
 
-fn tunnel() -> Rule {
+/// To the tunnel's port.
+pub(super) fn tunnel() -> Rule {
     Rule::new().eq(Source::L4PROTO, UDP).eq(Source::TH_DPORT, Operand::be16(TUNNEL_PORT))
 }
 
@@ -238,9 +243,26 @@ fn irregular() -> ChainRules {
 }
 
 /// ICMP errors. From a pod only about its own connection: the end of the connection that the error comes from must be
-/// the pod. Else a pod that may not talk could reset other pods' connections with forged errors.
+/// the pod. Else a pod that may not talk could reset other pods' connections with forged errors. From elsewhere, where
+/// every router on the way may have something to say, not about a connection between two pods of this node, which no
+/// router has seen, and not in a pod's name.
 fn related() -> ChainRules {
-    let mut rules = vec![Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept)];
+    let outside = || Rule::new().then(veth(Source::IIFNAME, Cmp::Neq));
+    let forged = || DropReason::Spoofed.on(Direction::Ingress).goto();
+    let ends = [CtDirection::Original, CtDirection::Reply];
+    let between4 = ends
+        .into_iter()
+        .fold(v4(outside()), |rule, end| rule.lookup([Source::ct_ip_saddr(end)], PodSet::Local4.name()));
+    let between6 = ends
+        .into_iter()
+        .fold(v6(outside()), |rule, end| rule.lookup([Source::ct_ip6_saddr(end)], PodSet::Local6.name()));
+    let mut rules = vec![
+        between4.verdict(forged()),
+        between6.verdict(forged()),
+        v4(outside()).lookup([Source::IP_SADDR], PodSet::Local4.name()).verdict(forged()),
+        v6(outside()).lookup([Source::IP6_SADDR], PodSet::Local6.name()).verdict(forged()),
+        outside().verdict(Verdict::Accept),
+    ];
     for (number, direction) in [(0_u8, CtDirection::Original), (1, CtDirection::Reply)] {
         let own = Rule::new().eq(Source::CT_DIRECTION, number);
         rules.push(
@@ -266,9 +288,9 @@ fn related() -> ChainRules {
 
 /// A node and its own pods always reach each other, but only pods that we know; and what makes a pod more than a pod
 /// to its node (a tunnel's frames, routes by ICMP, addresses that mean the node itself) is nobody's.
-fn input() -> ChainRules {
+fn input(config: &LayoutConfig) -> ChainRules {
     const REDIRECT: u8 = 5;
-    let rules = vec![
+    let mut rules = vec![
         Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept),
         tunnel().verdict(DropReason::Tunnel.on(EGRESS).goto()),
         Rule::new()
@@ -281,12 +303,39 @@ fn input() -> ChainRules {
             .eq(Source::L4PROTO, ICMP)
             .eq(Source::ICMP_TYPE, REDIRECT)
             .verdict(DropReason::Spoofed.on(EGRESS).goto()),
+        // Only about the pod's own connections: else it could end the node's with errors that it makes up.
+        Rule::new().ct_state(ct_state::RELATED).verdict(Verdict::goto(names::RELATED)),
     ];
+    if config.pod_to_node == PodToNode::Policy {
+        rules.extend(pod_to_node());
+    }
     ChainRules {
         table: Table::Inet,
         chain: Chain::filter(names::INPUT, Hook::Input, FILTER, Policy::Accept),
         rules,
     }
+}
+
+/// What a known pod sends to its own node, judged by its egress program. Every packet is, not a connection's first only:
+/// there is little of it, and so a denial holds at once for what is open already.
+fn pod_to_node() -> [Rule; 4] {
+    const NEIGHBOUR_SOLICITATION: u8 = 135;
+    const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    [
+        // Answers to what the node asked, a kubelet's probes above all.
+        Rule::new()
+            .eq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED))
+            .eq(Source::CT_DIRECTION, REPLY)
+            .verdict(Verdict::Accept),
+        // For its own addresses only: its veth's chain has seen to that.
+        v6(Rule::new())
+            .eq(Source::L4PROTO, ICMP6)
+            .range(Source::ICMP_TYPE, NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT)
+            .verdict(Verdict::Accept),
+        Rule::new().ct_state(ct_state::INVALID).verdict(Verdict::jump(DropReason::Invalid.as_str())),
+        // A program that accepts goes on to where packets to pods are judged, and this one leaves by no pod's link.
+        Rule::new().vmap([Source::IIFNAME, Source::ETHER_SADDR], PodSet::FromPod.name()),
+    ]
 }
 
 /// IPv4 from a pod's own address, with options: multicast's router alert and nothing else. A source route would lead a

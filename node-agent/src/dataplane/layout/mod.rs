@@ -14,6 +14,8 @@
 //!               answers               oifname ▶ answers_to                ──▶ egress-<program>-answers | answerer
 //!               answerer              iifname ▶ answers_from              ──▶ ingress-<program>-answers | accept
 //!               …-answers             peers and ports                     ──▶ answerer | accept | revoke
+//! inet moat-net tunnel                what comes to the tunnel's port   ──▶ senders
+//!               masquerade            what leaves the cluster
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
@@ -23,9 +25,11 @@
 mod answers;
 mod drops;
 mod fixed;
+mod masquerade;
 mod names;
 mod program;
 mod sets;
+mod tunnel;
 mod veth;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,11 +39,14 @@ use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::{chains as fixed_chains, forward};
+pub use masquerade::Inside;
 use names::Way;
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
-pub use names::{TABLE, VETH_PREFIX};
+pub use names::{NET_TABLE, TABLE, VETH_PREFIX};
 pub(crate) use program::{ProgramObjects, program};
 pub(crate) use sets::{element, parts, prefixes};
+pub use tunnel::Senders;
+pub(crate) use tunnel::sets as tunnel_sets;
 pub(crate) use veth::chain as veth_chain;
 
 /// Changes whenever the layout does. Kept with each table that is made, and with the first rule of [`FORWARD`], which is
@@ -54,7 +61,7 @@ pub(crate) const USERDATA_VERSION: u8 = 0x6d;
 
 /// Where VXLAN frames go (IANA). No pod may send there: a frame that looked like a tunnel's would bring packets with any
 /// source into the node's network.
-pub(crate) const TUNNEL_PORT: u16 = 4789;
+pub const TUNNEL_PORT: u16 = 4789;
 
 /// What the layout depends on besides policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +74,35 @@ pub struct LayoutConfig {
     pub v4: bool,
     /// Whether pods have IPv6 addresses here.
     pub v6: bool,
+    /// Whether there may be a tunnel to other nodes, so that it is looked at what comes to its port.
+    pub tunnel: bool,
+    /// Whether what leaves the cluster leaves in the node's name.
+    pub masquerade: bool,
+    /// Whether policy decides what a pod may send to its own node.
+    pub pod_to_node: PodToNode,
+}
+
+/// Who decides what a pod may send to its own node. What the node sends to its own pods always passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum PodToNode {
+    /// Nobody: all of it passes, as the API of NetworkPolicy says
+    #[default]
+    Allow,
+    /// The pod's egress policies, as for every other address that is no pod's
+    Policy,
 }
 
 impl Default for LayoutConfig {
     fn default() -> Self {
-        Self { revoked_mark: 0x0800_0000, log_group: 86, v4: true, v6: true }
+        Self {
+            revoked_mark: 0x0800_0000,
+            log_group: 86,
+            v4: true,
+            v6: true,
+            tunnel: false,
+            masquerade: false,
+            pod_to_node: PodToNode::Allow,
+        }
     }
 }
 

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use moat_nfnetlink::nft::{Family, Field, KeyType, Set, TableId};
 use moat_policies::{Direction, ProgramId, SetId};
 
-/// The name of both tables.
+/// The name of the tables that policy is in.
 pub const TABLE: &str = "moat";
+/// The name of the table that the pod network is in.
+pub const NET_TABLE: &str = "moat-net";
 /// What the name of every pod's host end begins with.
 pub const VETH_PREFIX: &str = "moat";
 
@@ -32,22 +34,25 @@ pub(crate) const OPTIONS: &str = "options";
 pub(crate) const ICMP6: &str = "icmp6";
 pub(crate) const NOISE: &str = "noise";
 
-/// One of the two tables.
+/// One of our tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Table {
     /// `inet moat`: verdicts.
     Inet,
     /// `netdev moat`: anti-spoofing, a chain a veth.
     Netdev,
+    /// `inet moat-net`: what the pod network needs of the kernel's tables, which decides no policy.
+    Net,
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 2] = [Table::Inet, Table::Netdev];
+    pub(crate) const ALL: [Table; 3] = [Table::Inet, Table::Netdev, Table::Net];
 
     pub(crate) fn id(self) -> TableId {
         match self {
             Table::Inet => TableId::new(Family::Inet, TABLE),
             Table::Netdev => TableId::new(Family::Netdev, TABLE),
+            Table::Net => TableId::new(Family::Inet, NET_TABLE),
         }
     }
 }

@@ -42,6 +42,14 @@ pub(crate) fn element(element: &policies::Element) -> (Part, Element) {
 
 /// The elements of an allow set's prefixes in one family.
 pub(crate) fn prefixes(prefixes: &[IpNet], v4: bool) -> Vec<Element> {
+    let whole = |first: IpAddr, last: IpAddr| {
+        Element::range([first.into(), Value::Proto(0)], [last.into(), Value::Proto(u8::MAX)])
+    };
+    ranges(prefixes, v4).into_iter().map(|(first, last)| whole(first, last)).collect()
+}
+
+/// The ranges that prefixes of one family cover: disjoint, in order, each with its first and last address.
+pub(crate) fn ranges(prefixes: &[IpNet], v4: bool) -> Vec<(IpAddr, IpAddr)> {
     let mut ranges: Vec<(u128, u128)> = prefixes
         .iter()
         .filter(|p| p.network().is_ipv4() == v4)
@@ -57,15 +65,10 @@ pub(crate) fn prefixes(prefixes: &[IpNet], v4: bool) -> Vec<Element> {
         }
     }
     let address = |bits: u128| match v4 {
-        true => Value::Ipv4(Ipv4Addr::from_bits(bits as u32)),
-        false => Value::Ipv6(Ipv6Addr::from_bits(bits)),
+        true => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
+        false => IpAddr::V6(Ipv6Addr::from_bits(bits)),
     };
-    joined
-        .into_iter()
-        .map(|(first, last)| {
-            Element::range([address(first), Value::Proto(0)], [address(last), Value::Proto(u8::MAX)])
-        })
-        .collect()
+    joined.into_iter().map(|(first, last)| (address(first), address(last))).collect()
 }
 
 fn bits(address: IpAddr) -> u128 {
