@@ -18,7 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{DoctorError, Facts, ForwardChain, HostLink, HostRoute, Router, probe};
 use crate::dataplane::TABLE;
-use crate::podnet::{Link, Netlink, ROUTE_PROTOCOL, Request, is_host_ifname, sysctl};
+use crate::podnet::{Link, Netlink, ROUTE_PROTOCOL, Request, TUNNEL, TUNNEL_ID, is_host_ifname, sysctl};
 
 /// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
@@ -57,8 +57,9 @@ pub fn gather(pod_cidrs: &[IpNet]) -> Result<Facts, DoctorError> {
 }
 
 fn host_link(link: Link) -> HostLink {
+    let tunnel = link.name == TUNNEL && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.id == TUNNEL_ID);
     HostLink {
-        ours: is_host_ifname(&link.name) && link.veth,
+        ours: is_host_ifname(&link.name) && link.veth || tunnel,
         index: link.index,
         name: link.name,
         kind: link.kind,

@@ -37,7 +37,8 @@ pub(crate) fn has_ipv6() -> bool {
     path("ipv6/conf").is_dir()
 }
 
-fn path(name: &str) -> PathBuf {
+/// Where `net/NAME` is.
+pub(crate) fn path(name: &str) -> PathBuf {
     Path::new("/proc/sys/net").join(name)
 }
 

@@ -142,6 +142,42 @@ fn kube_proxys_ipvs_is_refused() {
     });
 }
 
+/// An agent's output with this host, which it is not to run on for long.
+fn agent(host: &Host) -> Output {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = "{apiVersion: v1, kind: Node, metadata: {name: here}, spec: {podCIDR: 10.1.0.0/24}}";
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir(path("manifests")).expect("a folder");
+    std::fs::create_dir(path("run")).expect("a folder");
+    std::fs::write(path("manifests/node.yaml"), node).expect("a file");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+    command.args(["run", "--node", "here", "--manifests"]).arg(path("manifests"));
+    command.arg("--state-dir").arg(path("state")).arg("--run-dir").arg(path("run"));
+    host.space.run(move || command.output().expect("moat-agent runs"))
+}
+
+#[test]
+fn an_agent_does_not_start_where_policy_would_not_hold() {
+    privileged(|| {
+        let host = Host::new();
+        host.shell("ip link add kube-ipvs0 type bridge; ip link set eth0 down; ip link set lo up");
+        host.nft("table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; } }");
+        let output = agent(&host);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(
+            said.contains("this host is refused") && said.contains("kube-proxy works in ipvs mode"),
+            "{said}"
+        );
+        assert!(
+            said.contains("iptables-nft drops what this node forwards"),
+            "the log has the others: {said}"
+        );
+        let tables = host.space.command("nft list tables");
+        assert_eq!(tables.trim(), "table ip filter", "nothing was made");
+    });
+}
+
 #[test]
 fn an_advertised_default_route_must_be_renewed() {
     privileged(|| {
@@ -196,6 +232,10 @@ fn tunnels_that_are_up_are_named() {
         // This kernel has no ipip; the name is what the module gives its link.
         host.shell("ip link set tunl0 up");
         host.heals(&["ip link set tunl0 down"]);
+        host.shell(
+            "ip link add vxlan-moat type vxlan id 27983 dstport 4789 dev eth0; ip link set vxlan-moat up",
+        );
+        assert_eq!(host.findings(), [], "moat's own");
     });
 }
 

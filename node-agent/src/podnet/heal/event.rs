@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,6 +27,7 @@ const DEL_NEIGHBOUR: u16 = 29;
 const DEL_RULE: u16 = 33;
 const NEW_NETCONF: u16 = 80;
 const NLM_F_REPLACE: u16 = 0x100;
+const RT_SCOPE_LINK: u8 = 253;
 const NUD_PERMANENT: u16 = 0x80;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -82,7 +84,10 @@ fn event(message: &[u8]) -> Option<Event> {
             let (index, name) = (link.index, link.name.clone());
             Some(Event::Link { index, name, link: (kind == NEW_LINK).then_some(link) })
         }
-        NEW_ADDRESS | DEL_ADDRESS => Some(Event::Address { link: u32_at(body, 4)? }),
+        // Not the addresses that a link makes up when it comes up: nothing is led by them.
+        NEW_ADDRESS | DEL_ADDRESS if *body.get(3)? < RT_SCOPE_LINK => {
+            Some(Event::Address { link: u32_at(body, 4)? })
+        }
         NEW_ROUTE | DEL_ROUTE => {
             let ours = *body.get(5)? == ROUTE_PROTOCOL;
             let told = if kind == DEL_ROUTE { ours } else { flags & NLM_F_REPLACE != 0 && !ours };
@@ -159,11 +164,18 @@ impl Watch {
         open().map(Self).map_err(|errno| NetlinkError::new("watch links and routes", errno))
     }
 
-    /// Waits for changes, at most so long. `None`: some were lost.
-    pub(crate) fn wait(&self, at_most: Duration) -> Result<Option<Vec<Event>>, NetlinkError> {
+    /// Waits for changes, or for something to read from `also`, at most so long. `None`: some were lost.
+    pub(crate) fn wait(
+        &self,
+        also: &impl AsFd,
+        at_most: Duration,
+    ) -> Result<Option<Vec<Event>>, NetlinkError> {
         let failed = |errno: io::Error| NetlinkError::new("hear of changed links and routes", errno);
         let timeout = Timespec::try_from(at_most).map_err(|error| failed(io::Error::other(error)))?;
-        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
+        match poll(
+            &mut [PollFd::new(&self.0, PollFlags::IN), PollFd::new(also, PollFlags::IN)],
+            Some(&timeout),
+        ) {
             Ok(0) | Err(Errno::INTR) => return Ok(Some(Vec::new())),
             Ok(_) => {}
             Err(errno) => return Err(failed(errno.into())),
@@ -212,7 +224,7 @@ mod tests {
             read(&message(kind, flags, &body, &[(1, &[10, 2, 0, 0]), (4, &7u32.to_ne_bytes())]))
         };
         let gone = Event::Route { to: "10.2.0.0/24".parse().unwrap(), link: Some(7) };
-        assert_eq!(route(DEL_ROUTE, 0, ROUTE_PROTOCOL), [gone.clone()]);
+        assert_eq!(route(DEL_ROUTE, 0, ROUTE_PROTOCOL), std::slice::from_ref(&gone));
         assert_eq!(route(NEW_ROUTE, NLM_F_REPLACE, 3), [gone]);
         assert_eq!(route(DEL_ROUTE, 0, 3), []);
         assert_eq!(route(NEW_ROUTE, NLM_F_REPLACE, ROUTE_PROTOCOL), []);

@@ -9,11 +9,12 @@
 //! silently (IPv4 routes that go with their link) is found because the look is at all that belongs to the suspect.
 //! A link that has not been activated is nobody's suspect: its pod's policy is not in the kernel yet.
 //!
-//! The kernel tells of no change of some parameters of a pod's link. They are read in turn, a few in a second: a pod can make
-//! nothing of them, since the tables drop router advertisements and redirects whatever they say.
+//! Rtnetlink tells of no change of some parameters of a pod's link: their files are watched ([`parameter`]), and read once a
+//! minute for who writes unheard. While nothing changes nothing else is done.
 
 mod event;
 mod pace;
+mod parameter;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -36,14 +37,14 @@ use super::node::NodeNetwork;
 use super::{PodNetError, ROUTE_PROTOCOL, TUNNEL, identity, sysctl};
 use event::{Event, Watch};
 use pace::Pace;
+use parameter::Parameters;
 
-/// How often the thread looks whether it is still wanted, and at parameters without events.
-const TURN: Duration = Duration::from_millis(500);
-/// What fails is tried again after ever more time, twice as much each time, so often; then as long as that.
+/// How often parameters are read of whose change nobody may have told.
+const TURN: Duration = Duration::from_secs(60);
+/// What fails is tried again after this time.
+const RETRY: Duration = Duration::from_millis(500);
+/// And then after ever more, twice as much each time, so often; then as long as that.
 const RETRIES: u32 = 6;
-/// So many pods' parameters are read in a turn.
-const READ: usize = 2;
-
 /// Whom an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Suspect {
@@ -78,15 +79,17 @@ pub(crate) fn keep(node: &Arc<NodeNetwork>, mended: Counter) -> Result<(), PodNe
     let weak = Arc::downgrade(node);
     // A thread is born in the namespace of the one that makes it.
     node.node.run(move || {
-        let keeper = Keeper::new(Watch::open()?, mended)?;
-        let spawned = thread::Builder::new().name("podnet-keep".into()).spawn(move || keeper.run(&weak));
         let failed = |source| NetnsError::Enter { path: "/proc/thread-self/ns/net".into(), source };
+        let parameters = Parameters::open().map_err(failed)?;
+        let keeper = Keeper::new(Watch::open()?, parameters, mended)?;
+        let spawned = thread::Builder::new().name("podnet-keep".into()).spawn(move || keeper.run(&weak));
         spawned.map(|_| ()).map_err(|source| PodNetError::from(failed(source)))
     })?
 }
 
 struct Keeper {
     watch: Watch,
+    parameters: Parameters,
     /// Pods' links, by their indices: an event about a route or a neighbour has no more.
     names: BTreeMap<u32, String>,
     /// Whether other links pass packets.
@@ -99,15 +102,14 @@ struct Keeper {
     failed: BTreeMap<Suspect, (String, u32)>,
     /// Routes to other nodes that were said to be gone.
     gone: BTreeSet<IpNet>,
-    /// After whom the next turn begins.
-    read: String,
     mended: Counter,
 }
 
 impl Keeper {
-    fn new(watch: Watch, mended: Counter) -> Result<Self, NetlinkError> {
+    fn new(watch: Watch, parameters: Parameters, mended: Counter) -> Result<Self, NetlinkError> {
         let mut keeper = Self {
             watch,
+            parameters,
             names: BTreeMap::new(),
             others: BTreeMap::new(),
             tunnel: None,
@@ -115,7 +117,6 @@ impl Keeper {
             paces: BTreeMap::new(),
             failed: BTreeMap::new(),
             gone: BTreeSet::new(),
-            read: String::new(),
             mended,
         };
         for link in Netlink::open()?.links()? {
@@ -128,7 +129,7 @@ impl Keeper {
         let mut turn = Instant::now() + TURN;
         loop {
             let next = self.due.values().min().map_or(turn, |due| turn.min(*due));
-            let events = self.watch.wait(next.saturating_duration_since(Instant::now()));
+            let events = self.watch.wait(&self.parameters, next.saturating_duration_since(Instant::now()));
             let Some(node) = node.upgrade() else { return };
             match events {
                 Ok(Some(events)) => events.into_iter().for_each(|event| self.hear(&node, &event)),
@@ -141,6 +142,10 @@ impl Keeper {
                     );
                     return;
                 }
+            }
+            match self.parameters.written() {
+                Ok(links) => links.into_iter().for_each(|link| self.suspect(Suspect::Pod(link))),
+                Err(error) => warn!(%error, "what is written to kernel parameters is not heard"),
             }
             let now = Instant::now();
             if now >= turn {
@@ -164,12 +169,18 @@ impl Keeper {
         }
         match running {
             None => {
-                self.names.remove(&index);
+                if self.names.remove(&index).is_some() {
+                    self.parameters.forget(name);
+                }
                 self.others.remove(&index);
                 false
             }
             Some(_) if is_host_ifname(name) => {
-                self.names.insert(index, name.to_owned());
+                if self.names.insert(index, name.to_owned()).as_deref() != Some(name)
+                    && let Err(error) = self.parameters.watch(name)
+                {
+                    warn!(%error, link = name, "not all of its kernel parameters are watched: they are read once a minute");
+                }
                 false
             }
             Some(running) => self.others.insert(index, running) != Some(running) && running,
@@ -267,7 +278,7 @@ impl Keeper {
                 }
                 (*said, *times) = (error, (*times + 1).min(RETRIES));
                 // There may be no other event.
-                self.due.insert(suspect, Instant::now() + TURN * (1 << *times));
+                self.due.insert(suspect, Instant::now() + RETRY * (1 << *times));
             }
         }
     }
@@ -284,22 +295,15 @@ impl Keeper {
         Ok(missing.map(|what| format!("{what} was missing")).collect())
     }
 
-    /// Reads the parameters that have no events, of a few pods more.
+    /// Reads the parameters that have no events.
     fn read(&mut self, node: &NodeNetwork) {
-        let next: Vec<String> = {
-            let active = node.active.lock();
-            let behind = active.range(self.read.clone()..).filter(|name| **name != self.read);
-            let again = active.range(..=self.read.clone());
-            behind.chain(again).take(READ).cloned().collect()
-        };
-        for name in next {
-            if node
-                .by_link(&name)
-                .is_some_and(|a| !sysctl::drift(&sysctl::without_events(&name, a.v6.is_some())).is_empty())
-            {
-                self.suspect(Suspect::Pod(name.clone()));
+        let all: Vec<String> = node.active.lock().iter().cloned().collect();
+        for name in all {
+            let differs =
+                |a: Attachment| !sysctl::drift(&sysctl::without_events(&name, a.v6.is_some())).is_empty();
+            if node.by_link(&name).is_some_and(differs) {
+                self.suspect(Suspect::Pod(name));
             }
-            self.read = name;
         }
     }
 }
