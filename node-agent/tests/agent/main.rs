@@ -1,4 +1,5 @@
-//! The whole agent as a process, in the real kernel: its folders, its answers, and packets between its pods.
+//! The whole agent as a process, in the real kernel: its folders, its answers, and packets between its pods; started,
+//! killed, started again, and its guard beside it.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails by panicking, as the test does")]
 
 #[path = "../podnet/world.rs"]
@@ -7,6 +8,13 @@ mod netns;
 
 mod bad_folder;
 mod counts;
+mod guard;
+mod killed;
+mod node;
 mod packets;
+#[path = "../dataplane/space.rs"]
+#[allow(dead_code, reason = "the data plane's tests use the rest")]
+mod space;
 mod storm;
+mod upgrade;
 mod world;

@@ -65,7 +65,10 @@ impl Node {
             ));
         }
         node.write("node.yaml", &text);
-        node.write("policies.yaml", policies);
+        // An empty file is refused.
+        if !policies.is_empty() {
+            node.write("policies.yaml", policies);
+        }
         node.start();
         pods.iter().for_each(|pod| node.add(pod));
         node
