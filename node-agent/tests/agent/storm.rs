@@ -156,9 +156,13 @@ fn an_agent_at_rest_uses_no_processor_and_little_memory() {
         });
         let ticks = world.ticks();
         std::thread::sleep(Duration::from_secs(30));
-        let (used, resident) = (world.ticks() - ticks, world.memory("VmRSS"));
-        eprintln!("30 s at rest: {used} clock ticks, {resident} KiB resident");
+        let used = world.ticks() - ticks;
+        let (resident, own) = (world.memory("VmRSS"), world.memory("RssAnon"));
+        eprintln!("30 s at rest: {used} clock ticks, {resident} KiB resident, {own} of them its own");
         assert_eq!(used, 0, "clock ticks in 30 s");
-        assert!(resident <= 20 * 1024, "{resident} KiB");
+        // Most of what is resident is the program's file, which without optimisation is several times as large as what
+        // ships: that one is held to its bound by `cargo xtask bench memory`.
+        assert!(own <= 6 * 1024, "{own} KiB");
+        assert!(cfg!(debug_assertions) || resident <= 20 * 1024, "{resident} KiB");
     });
 }
