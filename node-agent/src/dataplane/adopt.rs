@@ -37,53 +37,57 @@ pub(crate) struct FoundSet {
 /// name of one of ours and is something else, so that they must be replaced as a whole.
 pub(crate) fn adopt(mut found: BTreeMap<Table, FoundTable>, content: Content) -> Option<Plan> {
     let mut plan = Plan::default();
-    let (mut deletions, mut new_sets, mut new_chains, mut additions) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut deletions, mut new_hooks, mut additions) = (Vec::new(), Vec::new(), Vec::new());
+    // What nothing leads to yet: sets and counters, chains, and what is in both.
+    let (mut new, mut new_chains, mut inside) = (Vec::new(), Vec::new(), Vec::new());
     plan.commit.extend(found.keys().map(|table| Op::FlushTable(*table)));
     // What is found and wanted is taken out of what is found; what is left in the end is nobody's.
     for (table, set, elements) in content.sets {
         let Some(there) = found.get_mut(&table).and_then(|t| t.sets.remove(set.name())) else {
-            // Nothing leads to a new set: what the kernel needs a moment to put in force is staged.
-            let staged = set.has_intervals() && set.data().is_none();
-            let (sets, filled) =
-                if staged { (&mut plan.stage, None) } else { (&mut new_sets, Some(&mut additions)) };
-            sets.push(Op::AddSet(table, set.clone()));
+            new.push(Op::AddSet(table, set.clone()));
             if !elements.is_empty() {
-                filled.unwrap_or(sets).push(Op::AddElements(table, set, elements));
+                inside.push(Op::AddElements(table, set, elements));
             }
             continue;
         };
         let there = there.filter(|s| alike(&s.declaration, &set))?;
-        let (gone, new) = differences(there.elements?, elements);
+        let (gone, come) = differences(there.elements?, elements);
         if !gone.is_empty() {
             deletions.push(Op::DeleteElements(table, set.clone(), gone));
         }
-        if !new.is_empty() {
-            additions.push(Op::AddElements(table, set, new));
+        if !come.is_empty() {
+            additions.push(Op::AddElements(table, set, come));
         }
     }
-    let mut new_counters = Vec::new();
     for (table, name) in content.counters {
         if !found.get_mut(&table).is_some_and(|t| t.counters.remove(&name)) {
-            new_counters.push(Op::AddCounter(table, name));
+            new.push(Op::AddCounter(table, name));
         }
     }
     for chain in &content.chains {
         match found.get_mut(&chain.table).and_then(|t| t.chains.remove(&chain.chain.name)) {
-            None => new_chains.push(Op::AddChain(chain.table, chain.chain.clone())),
+            // Packets come to it by itself.
+            None if chain.chain.base.is_some() => {
+                new_hooks.push(Op::AddChain(chain.table, chain.chain.clone()));
+            }
+            None => {
+                new_chains.push(Op::AddChain(chain.table, chain.chain.clone()));
+                inside.extend(rules(chain.clone()));
+            }
             Some(base) if same_base(&chain.chain, base.as_ref()) => {}
             Some(_) => return None,
         }
     }
+    plan.stage.extend(new);
+    plan.stage.extend(new_chains);
+    plan.stage.extend(inside);
     plan.commit.extend(deletions);
     for (table, strays) in found {
         plan.commit.extend(strays.sets.into_keys().map(|name| Op::DeleteSet(table, name)));
         plan.commit.extend(strays.chains.into_keys().map(|name| Op::DeleteChain(table, name)));
         plan.commit.extend(strays.counters.into_iter().map(|name| Op::DeleteCounter(table, name)));
     }
-    plan.commit.extend(new_counters);
-    plan.commit.extend(new_sets);
-    plan.commit.extend(new_chains);
+    plan.commit.extend(new_hooks);
     plan.commit.extend(additions);
     plan.commit.extend(content.chains.into_iter().filter_map(rules));
     Some(plan)

@@ -67,9 +67,10 @@ impl Op {
 
 /// Changes that lead from one state of the tables to another, in one transaction, or in two.
 ///
-/// The kernel puts the content of a new interval set in force a moment after the rules of the same transaction: in
-/// between, the set looks empty, and a packet that it allows would be dropped. So such sets are made in a transaction
-/// before the one that leads packets to them.
+/// What is new looks empty for a moment to a packet that is led there by the transaction that makes it. The kernel puts the content
+/// of an interval set in force a moment after the rules; and a packet under way keeps to the rules from before the commit,
+/// but a map shows it the elements from after it: a new chain has no rules for it then, and its end is the base chain's
+/// policy. So both are made in a transaction before the one that leads packets to them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Plan {
     /// What nothing leads to yet.
@@ -84,9 +85,13 @@ impl Plan {
         self.stage.is_empty() && self.commit.is_empty()
     }
 
-    /// The transactions: one, or two where a new interval set is among the changes.
+    /// The transactions: one, or two where a new chain or interval set is among the changes.
     pub(crate) fn transactions(self) -> Vec<Vec<Op>> {
-        let apart = self.stage.iter().any(|op| matches!(op, Op::AddSet(_, set) if set.has_intervals()));
+        let apart = self.stage.iter().any(|op| match op {
+            Op::AddSet(_, set) => set.has_intervals(),
+            Op::AddChain(..) => true,
+            _ => false,
+        });
         let mut all = vec![self.stage];
         if apart {
             all.push(self.commit)

@@ -438,6 +438,31 @@ fn another_verdict_is_a_deletion_and_an_addition() {
     assert_eq!(plan.transactions().len(), 1);
 }
 
+/// A packet under way may be led to a new chain by the commit that makes it, and find no rules there.
+#[test]
+fn a_chain_has_its_rules_before_anything_leads_to_it() {
+    let node = |program| Node {
+        pods: BTreeMap::from([(0, (Some(program), None))]),
+        local: BTreeMap::from([(0, 0)]),
+        ..Node::default()
+    };
+    let mut state = state_of(&node(0));
+    let before = whole(&state);
+    let advanced = state.advance(&node(0).update_to(&node(1)));
+    // The same for who comes to tables that somebody else left there.
+    let adopted = adopt(found(&before), state.content()).unwrap();
+    for plan in [advanced, adopted] {
+        let transactions = plan.transactions();
+        assert_eq!(transactions.len(), 2, "{transactions:#?}");
+        let makes = |op: &Op| matches!(op, Op::AddChain(_, chain) if chain.base.is_none());
+        let fills = |op: &Op| matches!(op, Op::AddRules(..));
+        let leads = |op: &Op| matches!(op, Op::AddElements(_, set, _) if &**set.name() == "to_pod");
+        assert!(transactions[0].iter().any(makes) && transactions[0].iter().any(fills));
+        assert!(!transactions[0].iter().any(leads));
+        assert!(transactions[1].iter().any(leads) && !transactions[1].iter().any(makes));
+    }
+}
+
 /// The kernel puts the content of a new interval set in force later than the rules that look into it.
 #[test]
 fn an_interval_set_is_there_before_anything_leads_to_it() {
