@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo xtask bench latency [--quick]            (or cargo bench -p moat-agent --bench latency -- [--quick]
-//!                                            [--new | --established] [--quiet] [--still] [--changing] [--in-force])
+//!                                            [--new | --established] [--quiet] [--still] [--changing] [--in-force] [--in-force-changing])
 //! ```
 //!
 //! A client sends to a server every half millisecond, all the time: one established flow in the first round, a new flow
@@ -51,6 +51,7 @@ fn main() {
         (Noise::Still, "--still"),
         (Noise::Changing, "--changing"),
         (Noise::InForce, "--in-force"),
+        (Noise::InForceChanging, "--in-force-changing"),
     ];
     let asked = noises.iter().any(|(_, word)| given(word));
     let (trials, entries) = if quick { (20, 1_000) } else { (200, ENTRIES) };
@@ -98,8 +99,10 @@ enum Noise {
     Still,
     /// They change, too.
     Changing,
-    /// Each is about one of its pods, so that all are in force; and they change.
+    /// Each is about one of its pods, so that all are in force.
     InForce,
+    /// They change, too.
+    InForceChanging,
 }
 
 impl Noise {
@@ -109,19 +112,20 @@ impl Noise {
             Noise::Still => "a namespace with 5,000 policies and 10,000 excepts beside it",
             Noise::Changing => "the same, one of its policies changing every 20 ms",
             Noise::InForce => {
-                "the same, 250 policies and the excepts for each of its 20 pods, so that all are in force"
+                "such a namespace, 250 policies and the excepts for each of its 20 pods, so that all are in force"
             }
+            Noise::InForceChanging => "the same, all in force and one of its policies changing every 20 ms",
         }
     }
 
     fn changes(self) -> bool {
-        matches!(self, Noise::Changing | Noise::InForce)
+        matches!(self, Noise::Changing | Noise::InForceChanging)
     }
 
     /// Whom policy number `n` is about.
     fn subject(self, n: usize) -> String {
         match self {
-            Noise::InForce => {
+            Noise::InForce | Noise::InForceChanging => {
                 format!("{{matchLabels: {{app: p{}}}}}", NOISY_PODS.start + n % NOISY_PODS.len())
             }
             _ => "{}".to_owned(),
@@ -206,7 +210,7 @@ fn make_noise(world: &World, noise: Noise) {
     );
     let sources = moat_manifests::read(&[world.manifests()]).unwrap();
     let all = format!("applied {}\n", moat_manifests::fingerprint(&sources));
-    let closed = if noise == Noise::InForce { 0 } else { NOISY_PODS.len() };
+    let closed = if matches!(noise, Noise::InForce | Noise::InForceChanging) { 0 } else { NOISY_PODS.len() };
     world.until("the noisy policies are in force, or their pods closed", |world| {
         let says = world.readyz().map(|r| r.body).unwrap_or_default();
         says.starts_with(&all) && says.matches("closed noisy/").count() == closed

@@ -21,6 +21,7 @@ use moat_cni::protocol::{
     self, Add, Attached, Check, Command, Del, Gc, MAX_LINE, OLDEST, Outcome, Request, Response, Status,
 };
 use moat_cni::stream::Event;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, broadcast, mpsc};
@@ -178,7 +179,7 @@ impl<H: Handler> State<H> {
                 Ok(request) => {
                     version = request.version;
                     match self.stream_of(&request) {
-                        None => self.execute(request.command).await,
+                        None => self.execute(request.command, stream.get_ref()).await,
                         Some(Ok(place)) => {
                             drop(slot);
                             return self.stream(stream.into_inner(), request, place).await;
@@ -235,7 +236,8 @@ impl<H: Handler> State<H> {
         }
     }
 
-    async fn execute(&self, command: Command) -> Outcome {
+    /// Does what `client` asks for.
+    async fn execute(&self, command: Command, client: &UnixStream) -> Outcome {
         let done = |result: Result<(), CniError>| match result {
             Ok(()) => Outcome::Done,
             Err(refusal) => Outcome::Refused(refusal),
@@ -244,6 +246,12 @@ impl<H: Handler> State<H> {
             Command::Add(add) => {
                 let _no_gc = self.gc.read().await;
                 let _turn = self.locks.lock(&add.container_id, &add.ifname).await;
+                // Its DEL may have had its turn already, and then nobody would ever remove what is made now.
+                if has_gone(client) {
+                    debug!(container = add.container_id, "whoever asked for an interface has gone");
+                    let again = "ask again; nothing was made";
+                    return Outcome::Refused(CniError::new(code::TRY_AGAIN, "the plugin went away", again));
+                }
                 match self.handler.add(add).await {
                     Ok(attached) => Outcome::Attached(attached),
                     Err(refusal) => Outcome::Refused(refusal),
@@ -268,6 +276,12 @@ impl<H: Handler> State<H> {
             Command::Drops(_) | Command::Flows(_) => Outcome::Done,
         }
     }
+}
+
+/// Whether the other end of a connection is closed. Asks the kernel, which knows it from the moment on at which a process dies.
+fn has_gone(client: &UnixStream) -> bool {
+    let mut asked = [PollFd::new(client, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().contains(PollFlags::HUP)
 }
 
 type Turn = tokio::sync::Mutex<()>;
