@@ -164,6 +164,32 @@ async fn a_request_goes_on_when_its_plugin_is_gone_and_when_the_server_stops() {
     assert_eq!(running.gate.inside.load(Ordering::SeqCst), 0, "it was carried out to its end");
 }
 
+#[tokio::test]
+async fn no_interface_is_made_for_a_plugin_that_has_gone() {
+    let running = start();
+    let before = ask(&running.socket, del("gone"));
+    running.gate.entered.notified().await;
+    let add = Command::Add(Add {
+        network: "moat".into(),
+        container_id: "gone".into(),
+        ifname: "eth0".into(),
+        netns: "/var/run/netns/gone".into(),
+        pod_namespace: "default".into(),
+        pod_name: "gone".into(),
+        pod_uid: None,
+    });
+    let mut stream = UnixStream::connect(&running.socket).await.unwrap();
+    stream.write_all(&protocol::encode(&Request { version: OLDEST, command: add })).await.unwrap();
+    drop(stream);
+    // It is its turn only now; and whoever comes later has been served before the server ends.
+    running.gate.open.add_permits(2);
+    assert_eq!(before.await.unwrap().unwrap(), Outcome::Done);
+    assert_eq!(ask(&running.socket, del("other")).await.unwrap().unwrap(), Outcome::Done);
+    running.stop.send(()).unwrap();
+    running.server.await.unwrap();
+    assert_eq!(running.gate.open.available_permits(), 0, "both removals passed, and nobody else");
+}
+
 fn look(socket: &Path, command: Command) -> Result<Events, StreamError> {
     Events::open(socket, command)
 }
