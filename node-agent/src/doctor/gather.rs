@@ -8,9 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use moat_nfnetlink::nft::{ChainInfo, Family, Socket};
 use moat_nfnetlink::xtables;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
@@ -114,23 +112,8 @@ fn read_route(message: &RouteMessage) -> Option<(HostRoute, RouteType, RouteProt
 
 /// Those that answered once, or that somebody wrote down.
 fn neighbours(netlink: &mut Netlink) -> Result<Vec<(u32, IpAddr)>, DoctorError> {
-    let ask =
-        Request::plain(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()), "list the neighbours");
     let silent = [NeighbourState::Failed, NeighbourState::Incomplete, NeighbourState::Noarp];
-    let answers = netlink.dump(ask)?.into_iter();
-    Ok(answers
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewNeighbour(message) if !silent.contains(&message.header.state) => {
-                let address = message.attributes.iter().find_map(|attribute| match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-                    _ => None,
-                });
-                Some((message.header.ifindex, address?))
-            }
-            _ => None,
-        })
-        .collect())
+    Ok(netlink.neighbours(|state| !silent.contains(&state))?)
 }
 
 type Tables = BTreeMap<String, Vec<String>>;

@@ -6,12 +6,11 @@ use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use rustix::io::Errno;
 
 use super::attachment::{IFNAME_PREFIX, is_host_ifname};
+use super::messages;
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::route::Hop;
 
@@ -107,7 +106,7 @@ impl Netlink {
             return Ok(links);
         }
         links.sort_by_key(|pod| pod.link.index);
-        let mut known: Vec<(u32, IpAddr)> = self.permanent_neighbours()?;
+        let mut known: Vec<(u32, IpAddr)> = self.neighbours(|state| state == NeighbourState::Permanent)?;
         for ipv6 in [false, true] {
             let routes = self.routes(ipv6, true)?;
             known.extend(routes.into_iter().filter_map(|route| match route.hop {
@@ -123,21 +122,18 @@ impl Netlink {
         Ok(links)
     }
 
-    fn permanent_neighbours(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+    /// The neighbours of a wanted state, each with the index of its link.
+    pub(crate) fn neighbours(
+        &mut self,
+        wanted: impl Fn(NeighbourState) -> bool,
+    ) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
         let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let answers = self.dump(Request::plain(message, "list the neighbours"))?;
         Ok(answers
             .iter()
             .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewNeighbour(message)
-                    if message.header.state == NeighbourState::Permanent =>
-                {
-                    let address = message.attributes.iter().find_map(|attribute| match attribute {
-                        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-                        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-                        _ => None,
-                    });
-                    Some((message.header.ifindex, address?))
+                RouteNetlinkMessage::NewNeighbour(message) if wanted(message.header.state) => {
+                    messages::neighbour_of(message).map(|address| (message.header.ifindex, address))
                 }
                 _ => None,
             })

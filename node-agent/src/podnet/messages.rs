@@ -230,11 +230,24 @@ fn neighbour_message(index: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header =
         NeighbourHeader { family: family(address), ifindex: index, ..NeighbourHeader::default() };
-    message.attributes = vec![NeighbourAttribute::Destination(match address {
+    message.attributes = vec![NeighbourAttribute::Destination(neighbour_address(address))];
+    message
+}
+
+pub(crate) fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
         IpAddr::V4(address) => NeighbourAddress::Inet(address),
         IpAddr::V6(address) => NeighbourAddress::Inet6(address),
-    })];
-    message
+    }
+}
+
+/// Whom a message about a neighbour is about.
+pub(crate) fn neighbour_of(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
 }
 
 pub(crate) fn family(address: IpAddr) -> AddressFamily {

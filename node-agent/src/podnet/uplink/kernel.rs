@@ -234,10 +234,7 @@ fn forwarding(index: u32, mac: [u8; 6], end: IpAddr) -> NeighbourMessage {
         flags: NeighbourFlags::Own,
         ..NeighbourHeader::default()
     };
-    let end = match end {
-        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
-        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
-    };
+    let end = messages::neighbour_address(end);
     message.attributes =
         vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec()), NeighbourAttribute::Destination(end)];
     message
@@ -294,11 +291,7 @@ impl Netlink {
         let answers = self.dump(Request::plain(ask, "list the neighbours"))?;
         let of = |message: &NeighbourMessage| {
             let permanent = message.header.state == NeighbourState::Permanent;
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-                _ => None,
-            });
+            let address = messages::neighbour_of(message);
             Some((address?, mac_of(message)?)).filter(|_| permanent && message.header.ifindex == index)
         };
         Ok(answers.iter().filter_map(|answer| of(neighbour(answer)?)).collect())
