@@ -38,7 +38,7 @@ pub fn remove(index: u32) -> io::Result<()> {
     sendto(&socket, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     // The acknowledgement repeats our request at most.
     let mut answer = [0; 256];
-    let (length, _) = recv(&socket, &mut answer, RecvFlags::empty())?;
+    let (length, _) = rustix::io::retry_on_intr(|| recv(&socket, &mut answer, RecvFlags::empty()))?;
     match verdict(answer.get(..length).unwrap_or_default()) {
         Some(0) => Ok(()),
         Some(errno) if errno == rustix::io::Errno::NODEV.raw_os_error() => Ok(()),

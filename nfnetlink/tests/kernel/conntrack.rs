@@ -35,9 +35,16 @@ fn talk(from: &str, to: &str) -> (Tuple, UdpSocket, UdpSocket) {
     let address = server.local_addr().unwrap();
     client.send_to(b"question", address).unwrap();
     let mut buffer = [0; 16];
-    let (_, peer) = server.recv_from(&mut buffer).unwrap();
+    // With a timeout the kernel does not wait on after an interruption by itself (signal(7)).
+    let mut heard = |socket: &UdpSocket| loop {
+        match socket.recv_from(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other.unwrap().1,
+        }
+    };
+    let peer = heard(&server);
     server.send_to(b"answer", peer).unwrap();
-    client.recv_from(&mut buffer).unwrap();
+    heard(&client);
     (tuple(client.local_addr().unwrap(), address), client, server)
 }
 

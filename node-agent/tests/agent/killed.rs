@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::netns::interrupted::uninterrupted;
 use crate::node::{Node, until};
 use crate::space::privileged;
 
@@ -70,7 +71,7 @@ fn ask(
                 for socket in [&old, &new] {
                     socket.set_read_timeout(Some(patience)).expect("an option");
                     let _ = socket.send_to(b"x", to);
-                    wrong += u32::from(socket.recv(&mut buffer).is_ok() != expected);
+                    wrong += u32::from(uninterrupted(|| socket.recv(&mut buffer)).is_ok() != expected);
                     asked.fetch_add(1, Ordering::Relaxed);
                 }
                 std::thread::sleep(Duration::from_micros(500));
@@ -86,7 +87,7 @@ fn reaches(node: &Node, pod: &str) -> bool {
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("an option");
     let mut buffer = [0; 8];
     let to = SocketAddr::new(node.pods["b"].address, 80);
-    socket.send_to(b"x", to).is_ok() && socket.recv(&mut buffer).is_ok()
+    socket.send_to(b"x", to).is_ok() && uninterrupted(|| socket.recv(&mut buffer)).is_ok()
 }
 
 /// What somebody else may try while no agent lives. The first is carried out, without effect; the others are refused.

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use crate::netns::interrupted::uninterrupted;
 use crate::world::Pod;
 
 const PORT: u16 = 7000;
@@ -22,7 +23,7 @@ impl Server {
         // Ends with the test's process; it holds the pod's namespace and nothing else.
         std::thread::spawn(move || {
             let mut packet = [0; 64];
-            while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            while let Ok((length, from)) = uninterrupted(|| socket.recv_from(&mut packet)) {
                 let _ = socket.send_to(&packet[..length], from);
             }
         });
@@ -36,7 +37,7 @@ impl Server {
             let socket = UdpSocket::bind(from).unwrap();
             socket.set_read_timeout(Some(ANSWER)).unwrap();
             socket.send_to(b"hello", to).unwrap();
-            socket.recv(&mut [0; 64]).is_ok()
+            uninterrupted(|| socket.recv(&mut [0; 64])).is_ok()
         })
     }
 }

@@ -6,6 +6,7 @@ mod check;
 mod defect;
 mod drops;
 mod hardening;
+mod interrupted;
 mod masquerade;
 mod pod_to_node;
 mod probe;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use moat_agent::dataplane::{Config, Inside, LayoutConfig, Update};
 use moat_policies::Node;
 
+use crate::interrupted::uninterrupted;
 use crate::probe::{udp_socket, unspecified};
 use crate::space::{Space, privileged};
 use crate::world::World;
@@ -49,9 +50,9 @@ fn seen(w: &World, from: &Space, to: IpAddr) -> IpAddr {
     }
     sender.send_to(b"who", (to, 53)).expect("sent");
     let mut buffer = [0; 8];
-    let (_, peer) = receiver.recv_from(&mut buffer).expect("it arrives");
+    let (_, peer) = uninterrupted(|| receiver.recv_from(&mut buffer)).expect("it arrives");
     receiver.send_to(b"you", peer).expect("answered");
-    sender.recv_from(&mut buffer).expect("the answer comes back");
+    uninterrupted(|| sender.recv_from(&mut buffer)).expect("the answer comes back");
     peer.ip()
 }
 

@@ -12,6 +12,7 @@ use moat_nfnetlink::nft::{
 use moat_policies::Direction::{Egress, Ingress};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
+use crate::interrupted::uninterrupted;
 use crate::probe::Fate::{Dropped, Passed};
 use crate::probe::{From, udp_socket};
 use crate::space::privileged;
@@ -99,9 +100,9 @@ fn tables_of_the_first_layout_are_taken_over_under_traffic() {
                         socket.set_nonblocking(false).expect("an option");
                         socket.set_read_timeout(Some(wait)).expect("an option");
                     }
-                    old.1.recv_from(&mut buffer).expect("it arrives");
+                    uninterrupted(|| old.1.recv_from(&mut buffer)).expect("it arrives");
                     old.1.send_to(b"back", from).expect("sent");
-                    old.0.recv_from(&mut buffer).expect("its answer arrives");
+                    uninterrupted(|| old.0.recv_from(&mut buffer)).expect("its answer arrives");
                 };
                 keeps();
                 let traffic = Traffic::start(&w, &[allowed], &["c"]);

@@ -14,6 +14,7 @@ use moat_agent::check::{self, CompareError, Limits, Report, Ruleset, Veth};
 use moat_agent::dataplane::{Config, Dataplane, DropCounters, DropPoint, LocalPod, Update};
 use moat_policies::{Cluster, Key, NamespacedName, Object};
 
+use crate::interrupted::uninterrupted;
 use crate::probe::{udp_socket, unspecified};
 use crate::space::Space;
 
@@ -293,7 +294,7 @@ fn reaches(from: &Space, there: &Space, to: IpAddr) {
     // Until the link is up, the sender may even be told that there is no route.
     let arrives = |_| {
         let _ = sender.send_to(b"up?", at);
-        receiver.recv(&mut buffer).is_ok()
+        uninterrupted(|| receiver.recv(&mut buffer)).is_ok()
     };
     assert!((0..200).any(arrives), "nothing gets through to {to}");
 }

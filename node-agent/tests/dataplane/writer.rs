@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use moat_agent::dataplane::{Config, Dataplane, DropReason, Error, Update};
 use moat_policies::Direction::Ingress;
 
+use crate::interrupted::uninterrupted;
 use crate::probe::Fate::{Dropped, Passed};
 use crate::probe::{From, udp_socket};
 use crate::space::privileged;
@@ -66,7 +67,7 @@ impl Traffic {
                     // A new port is a new connection: no fast path.
                     let socket = std::net::UdpSocket::bind(SocketAddr::new(source, 0)).expect("works");
                     let _ = socket.send_to(b"x", (to, port));
-                    match receiver.recv(&mut buffer) {
+                    match uninterrupted(|| receiver.recv(&mut buffer)) {
                         Ok(_) => through += 1,
                         Err(_) => lost += 1,
                     }

@@ -4,6 +4,8 @@
 
 mod connection;
 mod cut;
+#[path = "../dataplane/interrupted.rs"]
+mod interrupted;
 mod moved;
 mod nat;
 #[path = "../dataplane/probe.rs"]

@@ -9,6 +9,7 @@ use moat_agent::dataplane::Ruling;
 
 use crate::connection::{Connection, Way};
 use crate::cut::{deny_to_b, policy};
+use crate::interrupted::uninterrupted;
 use crate::nat::service;
 use crate::probe::{From, udp_socket, unspecified};
 use crate::space::privileged;
@@ -115,7 +116,7 @@ fn allowed_answers_alone_do_not_notice() {
                     let mut answers = 0;
                     while !stop.load(Ordering::Relaxed) {
                         server.send_to(b"back", peer).expect("sent");
-                        client.recv(&mut [0; 16]).expect("no answer is lost");
+                        uninterrupted(|| client.recv(&mut [0; 16])).expect("no answer is lost");
                         answers += 1;
                     }
                     answers

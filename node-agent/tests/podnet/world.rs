@@ -22,6 +22,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+#[path = "../dataplane/interrupted.rs"]
+pub(crate) mod interrupted;
+
+use self::interrupted::uninterrupted;
+
 /// Runs a test where it may make network namespaces: as it is for root, else once more in a user namespace.
 pub(crate) fn in_world(test: impl FnOnce()) {
     const CHILD: &str = "MOAT_TEST_IN_NAMESPACE";
@@ -420,7 +425,7 @@ pub(crate) fn udp(from: &Namespace, to: &Namespace, address: IpAddr) -> Duration
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let echo = thread::spawn(move || {
         let mut buffer = [0; 16];
-        if let Ok((length, sender)) = socket.recv_from(&mut buffer) {
+        if let Ok((length, sender)) = uninterrupted(|| socket.recv_from(&mut buffer)) {
             socket.send_to(&buffer[..length], sender).unwrap();
         }
     });
@@ -432,8 +437,8 @@ pub(crate) fn udp(from: &Namespace, to: &Namespace, address: IpAddr) -> Duration
         let started = Instant::now();
         socket.send_to(b"hello", SocketAddr::new(address, PORT)).unwrap();
         let mut buffer = [0; 16];
-        let received =
-            socket.recv(&mut buffer).unwrap_or_else(|error| panic!("no answer from {address}: {error}"));
+        let received = uninterrupted(|| socket.recv(&mut buffer))
+            .unwrap_or_else(|error| panic!("no answer from {address}: {error}"));
         assert_eq!(&buffer[..received], b"hello");
         started.elapsed()
     });
