@@ -6,9 +6,11 @@
 
 mod codec;
 mod tuple;
+mod usage;
 
 pub use codec::{Deletion, Entry, Filter, MarkChange, status};
 pub use tuple::{Detail, Family, Tuple};
+pub use usage::{Losses, Usage};
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,6 +28,8 @@ mod message {
     pub(super) const NEW: u8 = 0;
     pub(super) const GET: u8 = 1;
     pub(super) const DELETE: u8 = 2;
+    pub(super) const GET_STATS_CPU: u8 = 4;
+    pub(super) const GET_STATS: u8 = 5;
 }
 
 /// A socket to the connection tracking table of one network namespace.
@@ -61,6 +65,16 @@ impl Conntrack {
             }
         })?;
         Ok(())
+    }
+
+    /// How many entries there are, and may be. Costs the same however many that is.
+    pub fn usage(&mut self) -> Result<Usage, Error> {
+        Usage::ask(&mut self.connection)
+    }
+
+    /// What it cost until now that the table was full.
+    pub fn losses(&mut self) -> Result<Losses, Error> {
+        Losses::ask(&mut self.connection)
     }
 
     /// Changes the marks of entries; bits outside of a change's mask stay as they are. An entry that is gone
