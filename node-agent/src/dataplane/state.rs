@@ -12,8 +12,8 @@ use moat_policies::{
 use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
 use super::layout::{
-    self, ChainRules, DropPoint, FastPath, Inside, LayoutConfig, LocalPod, Part, PodSet, PodVerdict,
-    ProgramObjects, Senders, Table,
+    self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, LocalPod, Part, PodSet,
+    PodVerdict, ProgramObjects, Senders, Table,
 };
 use super::op::{Op, Plan};
 use super::update::Update;
@@ -35,6 +35,8 @@ pub(crate) struct State {
     senders: Senders,
     /// What is the cluster's.
     inside: Inside,
+    /// Where ports of the node lead.
+    host_ports: HostPorts,
     limits: Limits,
     /// What the kernel did not take, or a limit keeps from it: nothing of the pods that need it is in the tables but what
     /// drops everything.
@@ -120,6 +122,7 @@ impl State {
             local: BTreeMap::new(),
             senders: Senders::default(),
             inside: Inside::default(),
+            host_ports: HostPorts::default(),
             used: BTreeMap::new(),
             held: BTreeMap::new(),
             concern: Concern::default(),
@@ -280,8 +283,8 @@ impl State {
         let absent = self.absent();
         let absent_before = std::mem::replace(&mut self.absent, absent);
         self.sets(diffs, &absent_before, &mut plan, &mut last);
-        if update.senders.is_some() || update.inside.is_some() {
-            self.nodes(update, &mut plan);
+        if update.senders.is_some() || update.inside.is_some() || update.host_ports.is_some() {
+            self.net(update, &mut plan);
         }
         self.pods(names, update, &mut plan, &mut last);
         for (id, program) in &update.policy.programs {
@@ -525,16 +528,18 @@ impl State {
         self.chains(&touched.programs, plan, last);
     }
 
-    /// Plans what the pod network's sets say about nodes.
-    fn nodes(&mut self, update: &Update, plan: &mut Plan) {
-        let before = self.node_sets();
+    /// Plans the sets of the pod network.
+    fn net(&mut self, update: &Update, plan: &mut Plan) {
+        let before = self.net_sets();
         self.senders = update.senders.clone().unwrap_or_else(|| std::mem::take(&mut self.senders));
         self.inside = update.inside.clone().unwrap_or_else(|| std::mem::take(&mut self.inside));
+        self.host_ports = update.host_ports.clone().unwrap_or_else(|| std::mem::take(&mut self.host_ports));
+        // One that leads elsewhere now is both gone and come.
         let less = |these: &[Element], those: &[Element]| -> Vec<Element> {
-            let those: BTreeSet<_> = those.iter().map(|e| (e.key, e.end)).collect();
-            these.iter().filter(|e| !those.contains(&(e.key, e.end))).cloned().collect()
+            let those: BTreeMap<_, _> = those.iter().map(|e| ((e.key, e.end), &e.data)).collect();
+            these.iter().filter(|e| those.get(&(e.key, e.end)) != Some(&&e.data)).cloned().collect()
         };
-        for ((set, before), (_, after)) in before.into_iter().zip(self.node_sets()) {
+        for ((set, before), (_, after)) in before.into_iter().zip(self.net_sets()) {
             let (gone, come) = (less(&before, &after), less(&after, &before));
             if !gone.is_empty() {
                 plan.commit.push(Op::DeleteElements(Table::Net, set.clone(), gone));
@@ -545,14 +550,17 @@ impl State {
         }
     }
 
-    /// The sets that say something about nodes, always in the same order.
-    fn node_sets(&self) -> Vec<(moat_nfnetlink::nft::Set, Vec<Element>)> {
+    /// The sets of the pod network, always in the same order.
+    fn net_sets(&self) -> Vec<(moat_nfnetlink::nft::Set, Vec<Element>)> {
         let mut sets = Vec::new();
         if self.config.tunnel {
             sets.extend(layout::tunnel_sets(&self.senders));
         }
         if self.config.masquerade {
             sets.extend(self.inside.sets());
+        }
+        if self.config.host_ports {
+            sets.extend(self.host_ports.sets());
         }
         sets
     }
@@ -691,7 +699,7 @@ impl State {
             let parts = held.content(&self.config);
             content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
         }
-        let sets = self.node_sets().into_iter();
+        let sets = self.net_sets().into_iter();
         content.sets.extend(sets.map(|(set, elements)| (Table::Net, set, elements)));
         let interfaces: BTreeSet<IfName> = self.applied.values().filter_map(Applied::interface).collect();
         for table in Table::ALL {

@@ -108,6 +108,9 @@ pub(crate) fn of_tunnel(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
         (format!("ipv4/conf/{name}/forwarding"), "1"),
         (format!("ipv4/conf/{name}/proxy_arp"), "0"),
         (format!("ipv4/conf/{name}/accept_redirects"), "0"),
+        // Loose, also where the node is strict about sources: what another node answers in its own name may come this way, though
+        // packets to it go by another. Who may bring what is decided by a chain that looks closer than this would.
+        (format!("ipv4/conf/{name}/rp_filter"), "2"),
     ];
     if !has_ipv6() {
         return wanted;

@@ -159,6 +159,11 @@ impl RealNode {
         read_attachments(&self.path("state")).unwrap()
     }
 
+    /// Nobody has the agent's records any more.
+    pub(crate) fn lose_state(&self) {
+        fs::remove_dir_all(self.path("state")).unwrap();
+    }
+
     pub(crate) fn notes(&self) -> usize {
         moat_cni::note::read_all(&moat_cni::note::folder(&self.socket())).unwrap().len()
     }

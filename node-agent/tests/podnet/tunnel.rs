@@ -20,7 +20,7 @@ struct World {
 }
 
 /// Lays a cable between two namespaces.
-fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
+pub(crate) fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
     let peer = to.path.display();
     from.sh(&format!(
         "exec 9<{peer}; ip link add {name} type veth peer name {other} netns /proc/self/fd/9 2>/dev/null ||
@@ -30,7 +30,7 @@ fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
     to.sh(&format!("ip link set {other} up"));
 }
 
-const STRICT: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done";
+pub(crate) const STRICT: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done";
 
 /// All nodes have addresses and podCIDRs of both families.
 fn world(mode: Mode) -> World {

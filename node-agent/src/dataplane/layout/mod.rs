@@ -16,6 +16,7 @@
 //!               …-answers             peers and ports                     ──▶ answerer | accept | revoke
 //! inet moat-net tunnel                what comes to the tunnel's port   ──▶ senders
 //!               masquerade            what leaves the cluster
+//!               host-ports            what comes to ports of the node that lead to pods
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
@@ -25,6 +26,7 @@
 mod answers;
 mod drops;
 mod fixed;
+mod host_ports;
 mod masquerade;
 mod names;
 mod program;
@@ -39,6 +41,7 @@ use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::{chains as fixed_chains, forward};
+pub use host_ports::HostPorts;
 pub use masquerade::Inside;
 use names::Way;
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
@@ -78,6 +81,8 @@ pub struct LayoutConfig {
     pub tunnel: bool,
     /// Whether what leaves the cluster leaves in the node's name.
     pub masquerade: bool,
+    /// Whether ports of the node may lead to pods.
+    pub host_ports: bool,
     /// Whether policy decides what a pod may send to its own node.
     pub pod_to_node: PodToNode,
 }
@@ -101,6 +106,7 @@ impl Default for LayoutConfig {
             v6: true,
             tunnel: false,
             masquerade: false,
+            host_ports: false,
             pod_to_node: PodToNode::Allow,
         }
     }
