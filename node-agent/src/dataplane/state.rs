@@ -47,6 +47,8 @@ pub(crate) struct State {
     applied: BTreeMap<NamespacedName, Applied>,
     /// How many pods have each program in force, by direction: it has chains as long as there is one.
     used: BTreeMap<(Direction, ProgramId), usize>,
+    /// How many of those programs lead to the chains of an allow set's peers: it has these as long as there is one.
+    peers: BTreeMap<(Direction, SetId), usize>,
     /// The elements that pods have, and how many pods each.
     held: BTreeMap<(PodSet, Key), Held>,
     /// Whose connections the changes since the last look may have made allowed or denied.
@@ -124,6 +126,7 @@ impl State {
             inside: Inside::default(),
             host_ports: HostPorts::default(),
             used: BTreeMap::new(),
+            peers: BTreeMap::new(),
             held: BTreeMap::new(),
             concern: Concern::default(),
         }
@@ -203,9 +206,13 @@ impl State {
         }
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };
-            let chains = objects.classes.into_iter().chain(objects.chains).map(|c| c.chain.name);
+            let chains = objects.chains.into_iter().map(|c| c.chain.name);
             let all = chains.chain(objects.maps.into_iter().map(|(map, _)| map.name().clone()));
             names.extend(all.map(|name| ((Table::Inet, name), Subject::Program(id))));
+        }
+        for &(direction, id) in self.peers.keys() {
+            let chains = self.peer_chains(direction, id).into_iter();
+            names.extend(chains.map(|c| ((Table::Inet, c.chain.name), Subject::Set(id))));
         }
         for (name, applied) in &self.applied {
             let chain = applied.veth().map(|(ifname, _)| ifname.as_str().into());
@@ -651,38 +658,64 @@ impl State {
         plan.commit.extend(come.into_iter().map(|(set, e)| Op::AddElements(Table::Inet, set.set(), e)));
     }
 
-    /// Plans the chains of programs that came into use or fell out of it.
-    fn chains(&self, before: &BTreeMap<(Direction, ProgramId), usize>, plan: &mut Plan, last: &mut Vec<Op>) {
-        let now = |program| self.used.contains_key(program);
-        for &(direction, id) in before.iter().filter(|(p, n)| **n == 0 && now(p)).map(|(p, _)| p) {
-            let Some(objects) = self.objects(direction, id) else { continue };
-            for chain in objects.classes {
-                add_chain(&mut plan.stage, chain);
+    /// Plans the chains of programs that came into use or fell out of it. Those of peers stay where another program leads there.
+    fn chains(
+        &mut self,
+        before: &BTreeMap<(Direction, ProgramId), usize>,
+        plan: &mut Plan,
+        last: &mut Vec<Op>,
+    ) {
+        let objects = |wanted: fn(bool, bool) -> bool| -> Vec<(Direction, ProgramObjects)> {
+            let all = before.iter().filter(|(program, n)| wanted(**n > 0, self.used.contains_key(program)));
+            all.filter_map(|(&(direction, id), _)| Some((direction, self.objects(direction, id)?))).collect()
+        };
+        let (new, gone) = (objects(|before, now| !before && now), objects(|before, now| before && !now));
+        let mut touched = BTreeMap::new();
+        for (all, comes) in [(&new, true), (&gone, false)] {
+            for (direction, id) in
+                all.iter().flat_map(|(direction, o)| o.peers.iter().map(|id| (*direction, *id)))
+            {
+                let count = self.peers.entry((direction, id)).or_default();
+                touched.entry((direction, id)).or_insert(*count);
+                *count = if comes { *count + 1 } else { count.saturating_sub(1) };
             }
+        }
+        self.peers.retain(|_, count| *count > 0);
+        let now = |peers| self.peers.contains_key(peers);
+        for &(direction, id) in touched.iter().filter(|(p, n)| **n == 0 && now(p)).map(|(p, _)| p) {
+            self.peer_chains(direction, id).into_iter().for_each(|chain| add_chain(&mut plan.stage, chain));
+        }
+        for (_, objects) in new {
             for (map, elements) in objects.maps {
                 plan.stage.push(Op::AddSet(Table::Inet, map.clone()));
                 plan.stage.push(Op::AddElements(Table::Inet, map, elements));
             }
-            for chain in objects.chains {
-                add_chain(&mut plan.stage, chain);
-            }
+            objects.chains.into_iter().for_each(|chain| add_chain(&mut plan.stage, chain));
         }
         // The reverse order, and before the sets that they look into.
+        let delete = |c: ChainRules| Op::DeleteChain(Table::Inet, c.chain.name);
         let mut deletions = Vec::new();
-        for &(direction, id) in before.iter().filter(|(p, n)| **n > 0 && !now(p)).map(|(p, _)| p) {
-            let Some(objects) = self.objects(direction, id) else { continue };
-            let delete = |c: ChainRules| Op::DeleteChain(Table::Inet, c.chain.name);
+        for (_, objects) in gone {
             deletions.extend(objects.chains.into_iter().map(delete));
             let maps = objects.maps.into_iter();
             deletions.extend(maps.map(|(map, _)| Op::DeleteSet(Table::Inet, map.name().clone())));
-            deletions.extend(objects.classes.into_iter().map(delete));
+        }
+        for &(direction, id) in touched.iter().filter(|(p, n)| **n > 0 && !now(p)).map(|(p, _)| p) {
+            deletions.extend(self.peer_chains(direction, id).into_iter().map(delete));
         }
         last.splice(0..0, deletions);
     }
 
+    fn parts(&self, set: SetId) -> Vec<Part> {
+        self.sets.get(&set).map(|held| held.parts(&self.config)).unwrap_or_default()
+    }
+
+    fn peer_chains(&self, direction: Direction, set: SetId) -> [ChainRules; 2] {
+        layout::peers(direction, set, self.parts(set))
+    }
+
     fn objects(&self, direction: Direction, id: ProgramId) -> Option<ProgramObjects> {
-        let parts = |set: SetId| self.sets.get(&set).map(|h| h.parts(&self.config)).unwrap_or_default();
-        Some(layout::program(direction, id, self.programs.get(&id)?, &parts))
+        Some(layout::program(direction, id, self.programs.get(&id)?, &|set| self.parts(set)))
     }
 
     /// All that the tables are to hold: sets with their elements, and chains with their rules.
@@ -711,9 +744,11 @@ impl State {
             }
             content.chains.extend(layout::fixed_chains(table, &self.config, self.fast));
         }
+        for &(direction, id) in self.peers.keys() {
+            content.chains.extend(self.peer_chains(direction, id));
+        }
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };
-            content.chains.extend(objects.classes);
             let maps = objects.maps.into_iter();
             content.sets.extend(maps.map(|(map, elements)| (Table::Inet, map, elements)));
             content.chains.extend(objects.chains);

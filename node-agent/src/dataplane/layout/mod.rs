@@ -8,6 +8,7 @@
 //!               egress-<program>      peers and ports                     ──▶ to-pod | policy-egress
 //!               to-pod                oifname ▶ to_pod                    ──▶ ingress-<program> | accept
 //!               ingress-<program>     peers and ports                     ──▶ accept | policy-ingress
+//!               …-peers-<allow set>   peers, where a program has many ports
 //!               input                 iifname . MAC in pods: from pods that we know only
 //!
 //!  while connections are judged anew, instead of the fast path:
@@ -46,7 +47,7 @@ pub use masquerade::Inside;
 use names::Way;
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
 pub use names::{NET_TABLE, TABLE, VETH_PREFIX};
-pub(crate) use program::{ProgramObjects, program};
+pub(crate) use program::{ProgramObjects, peers, program};
 pub(crate) use sets::{element, parts, prefixes};
 pub use tunnel::Senders;
 pub(crate) use tunnel::sets as tunnel_sets;
@@ -57,7 +58,7 @@ pub(crate) use veth::chain as veth_chain;
 ///
 /// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
 /// base chain whose declaration changes gets another name, too.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 
 /// The kind of the user data that holds the version. `nft` itself uses small numbers.
 pub(crate) const USERDATA_VERSION: u8 = 0x6d;
