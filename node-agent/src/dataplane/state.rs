@@ -1,7 +1,7 @@
 //! What the kernel is to enforce, and the plan that every change of it leads to. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use moat_nfnetlink::nft::{Data, Element, IfName, Key, Value, Verdict};
@@ -11,6 +11,7 @@ use moat_policies::{
 
 use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
+use super::judge;
 use super::layout::{
     self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, LocalPod, Part, PodSet,
     PodVerdict, ProgramObjects, Senders, Table,
@@ -53,6 +54,8 @@ pub(crate) struct State {
     held: BTreeMap<(PodSet, Key), Held>,
     /// Whose connections the changes since the last look may have made allowed or denied.
     concern: Concern,
+    /// The pods as who judges connections sees them, if somebody has asked since the last change.
+    by_address: OnceLock<judge::Pods>,
 }
 
 #[derive(Debug, Clone)]
@@ -129,6 +132,7 @@ impl State {
             peers: BTreeMap::new(),
             held: BTreeMap::new(),
             concern: Concern::default(),
+            by_address: OnceLock::new(),
         }
     }
 
@@ -145,8 +149,13 @@ impl State {
     }
 
     /// A program that some pod may have.
-    pub(crate) fn program(&self, id: ProgramId) -> Option<&Program> {
-        self.programs.get(&id).map(|program| &**program)
+    pub(crate) fn program(&self, id: ProgramId) -> Option<Arc<Program>> {
+        self.programs.get(&id).cloned()
+    }
+
+    /// The pods of this node, for who judges.
+    pub(crate) fn pods_by_address(&self) -> &judge::Pods {
+        self.by_address.get_or_init(|| judge::Pods::of(self))
     }
 
     /// Whether a packet to or from this peer finds it in an allow set.
@@ -254,6 +263,7 @@ impl State {
     fn change(&mut self, update: &Update, mut closings_changed: bool) -> Plan {
         let mut plan = Plan::default();
         let mut last = Vec::new();
+        self.by_address = OnceLock::new();
         self.concern.merge(Concern::moved(update.moved.iter().copied()));
         let mut names: BTreeSet<NamespacedName> =
             update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
