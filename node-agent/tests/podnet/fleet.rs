@@ -61,8 +61,10 @@ impl Fleet {
         router.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
                    ip link add bridge type bridge; ip link set bridge up
                    nft 'add table inet watch; add chain inet watch forward { type filter hook forward priority 0; }
-                        add rule inet watch forward ip saddr 10.0.0.0/8 counter drop
-                        add rule inet watch forward ip6 saddr fd00::/8 counter drop'");
+                        add rule inet watch forward iifname { to-c, to-world } ip saddr 10.0.0.0/8 counter drop
+                        add rule inet watch forward oifname { to-c, to-world } ip saddr 10.0.0.0/8 counter drop
+                        add rule inet watch forward iifname { to-c, to-world } ip6 saddr fd00::/8 counter drop
+                        add rule inet watch forward oifname { to-c, to-world } ip6 saddr fd00::/8 counter drop'");
         let spaces = NODES.map(|(name, ..)| {
             let space = Namespace::new();
             space.sh("ip link set lo up");
@@ -101,7 +103,7 @@ impl Fleet {
     /// Packets that the router dropped because they bear a pod's address.
     pub(crate) fn pods_at_the_router(&self) -> usize {
         let seen = self.router.sh("nft list chain inet watch forward");
-        2 - seen.matches("counter packets 0 ").count()
+        4 - seen.matches("counter packets 0 ").count()
     }
 }
 

@@ -50,6 +50,17 @@ fn a_port_of_the_node_leads_to_its_pod_from_everywhere() {
                 answers(&fleet.a.ns, protocol, web(own.parse().unwrap()), &format!("node {own}"));
             }
         }
+        // From a node behind the tunnel, in its own name: the request comes by a link that the answer does not leave by, and a node
+        // that is strict about that on all its links takes it for forged.
+        let [v4, v6] = of("a");
+        is_silent(&fleet.c.ns, Proto::Tcp, web(v4));
+        answers(&fleet.c.ns, Proto::Tcp, web(v6), &format!("web {}", of("c")[1]));
+        for node in [&fleet.a, &fleet.c] {
+            node.ns.sh("echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 2 > /proc/sys/net/ipv4/conf/uplink/rp_filter");
+        }
+        for protocol in BOTH {
+            answers(&fleet.c.ns, protocol, web(v4), &format!("web {}", of("c")[0]));
+        }
         assert_eq!(fleet.pods_at_the_router(), 0);
     });
 }
@@ -239,6 +250,7 @@ fn ports_outlive_the_agent_its_state_and_who_removes_them() {
         all();
         assert_eq!(led(&node), before);
         assert_eq!(node.recorded()[0].host_ports.len(), 3);
+        assert_eq!(node.check(), (Some(0), String::new()));
         // What somebody takes out of the tables is back.
         node.ns.sh("nft delete element inet moat-net host-ports4 '{ 6 . 8080 }'; nft flush chain inet moat-net host-ports");
         node.until("the port leads to the pod again", |node| led(node) == before);
@@ -278,7 +290,7 @@ fn a_port_has_one_pod() {
 }
 
 #[test]
-fn check_knows_a_pods_ports() {
+fn checks_know_a_pods_ports() {
     in_world(|| {
         let (node, _world) = alone(&pod("web", "a"));
         let target = add(&node, "web", &WEB);
@@ -291,5 +303,18 @@ fn check_knows_a_pods_ports() {
         let drift = check(&[WEB[0], (8081, 80, "tcp", "")]).fails_with(code::DRIFTED);
         let words = drift["details"].as_str().unwrap();
         assert!(words.contains("8081/tcp") && words.contains("8080/udp"), "{drift}");
+        // And as an operator asks, where nobody makes good what somebody did.
+        let mut node = node;
+        assert_eq!(node.check(), (Some(0), String::new()));
+        node.kill();
+        node.ns.sh("nft delete element inet moat-net host-ports4 '{ tcp . 8080 }'
+             nft add element inet moat-net host-ports6 '{ udp . 53 : fd00:1::9 . 53 }'");
+        let (status, said) = node.check();
+        assert_eq!(status, Some(1), "{said}");
+        assert!(
+            said.contains("host port 8080/tcp (IPv4): leads nowhere, and default/web (10.1.0.1:80)"),
+            "{said}"
+        );
+        assert!(said.contains("host port 53/udp (IPv6): leads to [fd00:1::9]:53, and no pod"), "{said}");
     });
 }

@@ -16,6 +16,7 @@ mod nodes;
 mod real;
 mod removal;
 mod steps;
+mod together;
 mod tunnel;
 mod unknown;
 mod world;

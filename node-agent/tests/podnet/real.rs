@@ -159,6 +159,17 @@ impl RealNode {
         read_attachments(&self.path("state")).unwrap()
     }
 
+    /// What `moat-agent check` says: its exit status, and each difference.
+    pub(crate) fn check(&self) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+        command.args(["check", "--node", self.name]).arg("--manifests").arg(self.path("manifests"));
+        command.arg("--state-dir").arg(self.path("state"));
+        let output = self.ns.run(move || command.output().unwrap());
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let lines = text.lines().filter(|line| !line.contains("packets walked"));
+        (output.status.code(), lines.map(|line| format!("{line}\n")).collect())
+    }
+
     /// Nobody has the agent's records any more.
     pub(crate) fn lose_state(&self) {
         fs::remove_dir_all(self.path("state")).unwrap();
