@@ -51,7 +51,7 @@ enum Tables {
     TrackGuard,
     /// The same, and an empty chain that may translate addresses: as on every node with kube-proxy.
     TrackNat,
-    /// What moat loads for so many policies that select the server, where it masquerades nothing.
+    /// What moat loads for so many policies that select the server, where it translates no addresses.
     Plain(u32),
     /// All that moat loads for so many policies that select the server.
     Policies(u32),
@@ -98,7 +98,7 @@ fn main() {
         World::new("conntrack only, no anti-spoofing", Tables::Track),
         World::new("conntrack only", Tables::TrackGuard),
         World::new("conntrack, and a chain for NAT", Tables::TrackNat),
-        World::new("1 policy, no masquerade", Tables::Plain(1)),
+        World::new("1 policy, no NAT", Tables::Plain(1)),
         World::new("1 policy", Tables::Policies(1)),
         World::new(MOST, Tables::Policies(1000)),
     ];
@@ -320,7 +320,7 @@ fn plug(node: &Space, pod: &Space, ifname: &str, (v4, v6, n): (Ipv4Addr, Ipv6Add
 
 /// Loads what moat loads for so many policies that select the server, each letting in ten peers of its own on the
 /// measured port; the client is among the last one's.
-fn load(node: &Space, policies: u32, owner: bool, masquerade: bool) -> Dataplane {
+fn load(node: &Space, policies: u32, owner: bool, nat: bool) -> Dataplane {
     let about = |name: &str, host: u8, cidrs: [&str; 2]| Node {
         name: name.into(),
         addresses: vec![IpAddr::from([192, 168, 0, host])],
@@ -383,8 +383,8 @@ fn load(node: &Space, policies: u32, owner: bool, masquerade: bool) -> Dataplane
     let (senders, inside) = (Senders::of(&here, &others), Inside::of(&here, &others, &[]));
     let (senders, inside) = (Some(senders), Some(inside));
     let update = Update { policy: cluster.state("node"), pods, senders, inside, ..Update::default() };
-    // All that the agent loads: by default it masquerades, and there may be a tunnel.
-    let layout = LayoutConfig { tunnel: true, masquerade, ..LayoutConfig::default() };
+    // All that the agent loads: by default it masquerades, there may be a tunnel, and ports of the node may lead to pods.
+    let layout = LayoutConfig { tunnel: true, masquerade: nat, host_ports: nat, ..LayoutConfig::default() };
     let config = Config { owner, layout, ..Config::default() };
     node.run(move || Dataplane::start(config, &update)).expect("the tables are loaded")
 }
@@ -398,14 +398,14 @@ fn report(worlds: &[World]) {
     let find = |name: &str| worlds.iter().find(|w| w.name == name).expect("a world");
     let bare = find("conntrack only, no anti-spoofing");
     let (guarded, nat) = (find("conntrack only"), find("conntrack, and a chain for NAT"));
-    let (plain, one, many) = (find("1 policy, no masquerade"), find("1 policy"), find(MOST));
+    let (plain, one, many) = (find("1 policy, no NAT"), find("1 policy"), find(MOST));
     println!();
     ratio("new connections, 1,000 policies : 1 policy", &one.connections, &many.connections, 0.97);
     for (base, other, what) in [
-        (guarded, plain, "nothing masqueraded : conntrack only"),
+        (guarded, plain, "no NAT : conntrack only"),
         (nat, one, "1 policy : conntrack and NAT"),
         (nat, many, "1,000 policies : conntrack and NAT"),
-        (guarded, one, "masquerade and all : conntrack only"),
+        (guarded, one, "NAT and all : conntrack only"),
     ] {
         ratio(&format!("new connections, {what}"), &base.connections, &other.connections, 0.97);
         ratio("established", &base.packets, &other.packets, 0.96);
@@ -425,6 +425,7 @@ fn report(worlds: &[World]) {
     for w in worlds.iter().filter(|w| w.is_a_file) {
         difference(&format!("{}, a packet", w.name), &bare.packets, &w.packets, f64::INFINITY);
         difference("the same over IPv6", &bare.packets6, &w.packets6, f64::INFINITY);
+        difference("a connection", &nanos(&bare.connections), &nanos(&w.connections), f64::INFINITY);
     }
 }
 
