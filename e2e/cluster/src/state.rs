@@ -1,0 +1,162 @@
+//! What a cluster leaves on the machine while it is up, and how all of it goes.
+//!
+//! ```text
+//!   /var/tmp/moat-cluster/NAME/
+//!     keeper.json       the process that holds the cluster; with it goes every other one
+//!     restore.json      what was changed on the machine, to be put back
+//!     plan.json  kubeconfig  keeper.log  logs/  pki/  objects/
+//!     nodes/NODE/       config/ logs/, and the node's own /var/lib, /var/log, /etc/cni/net.d
+//! ```
+//!
+//! On a disk, not in memory: each node unpacks its own images.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use moat_lab::Process;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cgroups;
+use crate::plan::{Plan, good_name};
+
+const BASE: &str = "/var/tmp/moat-cluster";
+const KEEPER: &str = "keeper.json";
+const PLAN: &str = "plan.json";
+const RESTORE: &str = "restore.json";
+/// What is too small on most machines for several kubelets, and how much is enough.
+const RAISED: &[(&str, u64)] = &[("/proc/sys/fs/inotify/max_user_instances", 1024)];
+
+/// The folder of one cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    path: PathBuf,
+    name: String,
+}
+
+impl State {
+    /// The folder of the cluster `name`, which may not exist.
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        if !good_name(name) {
+            bail!("`{name}` is no name for a cluster: lower-case letters, digits and dashes, at most 24");
+        }
+        Ok(Self { path: Path::new(BASE).join(name), name: name.to_owned() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn keeper_log(&self) -> PathBuf {
+        self.path.join("keeper.log")
+    }
+
+    /// The process that holds the cluster, while it lives.
+    pub(crate) fn keeper(&self) -> Option<Process> {
+        self.read::<Process>(KEEPER).filter(Process::is_alive)
+    }
+
+    /// The plan of a cluster that is up.
+    pub(crate) fn plan(&self) -> Result<Plan> {
+        let up = self.keeper().and_then(|_| self.read(PLAN));
+        up.with_context(|| {
+            format!("no cluster `{}` is up: make one with `cargo xtask cluster up`", self.name)
+        })
+    }
+
+    /// Makes the folder for a new cluster. What a dead one of that name left is removed first; a living one is an error.
+    pub(crate) fn create(&self, plan: &Plan) -> Result<()> {
+        if self.keeper().is_some() {
+            bail!("the cluster `{}` is up already: look at it with `cargo xtask cluster status`", self.name);
+        }
+        self.remove()?;
+        let make =
+            |path: &Path, recursive| fs::DirBuilder::new().mode(0o700).recursive(recursive).create(path);
+        make(Path::new(BASE), true).and_then(|()| make(&self.path, false)).with_context(|| {
+            format!("cannot make {}: is the same cluster just being made?", self.path.display())
+        })?;
+        self.write(PLAN, plan)
+    }
+
+    /// Records the keeper.
+    pub(crate) fn set_keeper(&self, keeper: &Process) -> Result<()> {
+        self.write(KEEPER, keeper)
+    }
+
+    /// Raises what is too small, and remembers what it was.
+    pub(crate) fn raise(&self) -> Result<()> {
+        let mut before = BTreeMap::new();
+        for (file, enough) in RAISED {
+            let now: u64 =
+                fs::read_to_string(file)?.trim().parse().with_context(|| format!("{file} is no number"))?;
+            if now < *enough {
+                before.insert((*file).to_owned(), now);
+            }
+        }
+        // First the memory, then the change: a crash between the two changes nothing.
+        self.write(RESTORE, &before)?;
+        for file in before.keys() {
+            let enough = RAISED.iter().find(|(raised, _)| raised == file).map_or(0, |(_, enough)| *enough);
+            fs::write(file, enough.to_string()).with_context(|| format!("cannot raise {file}"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the cluster's processes and removes everything of it. Goes on after a failure, and tells all of them. Succeeds where there is nothing; says whether there
+    /// was something.
+    pub(crate) fn remove(&self) -> Result<bool> {
+        if !self.path.exists() {
+            return Ok(false);
+        }
+        let mut failed = Vec::new();
+        // Process 1 of the cluster's process namespace: all the others in it end before it does, and the mounts and the networks
+        // end with them.
+        if let Some(Err(error)) = self.read::<Process>(KEEPER).map(|keeper| keeper.kill()) {
+            bail!("cannot end the cluster's process: {error}");
+        }
+        for (file, before) in self.read::<BTreeMap<String, u64>>(RESTORE).unwrap_or_default() {
+            if let Err(error) = fs::write(&file, before.to_string()) {
+                failed.push(format!("cannot put {before} back into {file}: {error}"));
+            }
+        }
+        if let Some(plan) = self.read::<Plan>(PLAN)
+            && let Err(error) = cgroups::remove(&plan.cgroup())
+        {
+            failed.push(format!("{error:#}"));
+        }
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                failed.push(format!("cannot remove {}: {error}", self.path.display()));
+            }
+            _ => {}
+        }
+        if failed.is_empty() { Ok(true) } else { bail!("{}", failed.join("\n")) }
+    }
+
+    fn read<T: DeserializeOwned>(&self, file: &str) -> Option<T> {
+        serde_json::from_slice(&fs::read(self.path.join(file)).ok()?).ok()
+    }
+
+    fn write(&self, file: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.path.join(file);
+        let new = self.path.join(format!(".{file}.new"));
+        fs::write(&new, serde_json::to_vec_pretty(value)?)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// The first process of a node, by its number here: a child of the keeper's with the node's name.
+pub(crate) fn node_process(keeper: &Process, node: &str) -> Option<i32> {
+    let mut all =
+        fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.find(|pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        field("Name:") == Some(node) && field("PPid:") == Some(&keeper.pid().to_string())
+    })
+}

@@ -1,0 +1,25 @@
+//! `cargo xtask cluster …`: Kubernetes and moat, built, then the local cluster's own program.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::process::{binaries, cargo, check};
+use crate::{kubernetes, lab};
+
+/// Builds, then becomes `moat-cluster`, so that its exit status, its terminal and Ctrl-C are its own.
+pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
+    let kubernetes = kubernetes::ensure()?;
+    let mut command = Command::new(binaries("debug").join("moat-cluster"));
+    command.args(args).env("PATH", kubernetes.path()?).env("MOAT_KUBERNETES", &kubernetes.programs);
+    check(&mut cargo(["build", "--quiet", "-p", "moat-cluster"]))?;
+    // Whoever sets it has built them.
+    if std::env::var_os("MOAT_BIN_DIR").is_none() && args.first().is_some_and(|arg| arg == "up") {
+        lab::build()?;
+        command.env("MOAT_BIN_DIR", binaries("release"));
+    }
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))
+}
