@@ -113,6 +113,8 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
     }
     progress("waiting for the nodes");
     let pod_cidrs = registered(plan)?;
+    // The API server speaks to pods as well, as a control plane's machine does.
+    spaces::ip(&spaces::routes(&pod_cidrs, None))?;
     match plan.network {
         PodNetwork::Moat => {
             for (node, _) in &pod_cidrs {
@@ -121,7 +123,7 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
         }
         PodNetwork::Reference => {
             for (room, (node, cidr)) in nodes.iter().zip(&pod_cidrs) {
-                spaces::ip_of(room.child.id(), &spaces::routes_to_others(node, &pod_cidrs))?;
+                spaces::ip_of(room.child.id(), &spaces::routes(&pod_cidrs, Some(node)))?;
                 write_json(&node.cni().join("10-reference.conflist"), &config::reference_cni(cidr))?;
             }
         }

@@ -79,9 +79,9 @@ pub(crate) fn node_end(node: &Node) -> String {
     )
 }
 
-/// The ways to other nodes' pods, for plugins that know only their own node.
-pub(crate) fn routes_to_others(own: &Node, pod_cidrs: &[(Node, String)]) -> String {
-    let others = pod_cidrs.iter().filter(|(node, _)| node != own);
+/// The ways to the nodes' pods, for one of the nodes, or for the fabric.
+pub(crate) fn routes(pod_cidrs: &[(Node, String)], own: Option<&Node>) -> String {
+    let others = pod_cidrs.iter().filter(|(node, _)| Some(node) != own);
     others.map(|(node, cidr)| format!("route replace {cidr} via {}\n", node.address)).collect()
 }
 
@@ -95,7 +95,7 @@ mod tests {
         let nodes = plan(3).nodes();
         let cidrs: Vec<_> =
             nodes.iter().enumerate().map(|(n, node)| (node.clone(), format!("10.244.{n}.0/24"))).collect();
-        let routes = routes_to_others(&nodes[1], &cidrs);
+        let routes = super::routes(&cidrs, Some(&nodes[1]));
         assert_eq!(
             routes,
             "route replace 10.244.0.0/24 via 192.168.240.11\nroute replace 10.244.2.0/24 via 192.168.240.13\n"
