@@ -102,11 +102,13 @@ pub(crate) fn hold(mut all: Vec<Running>) -> ! {
         let Some(ended) = all.iter_mut().find(|r| Pid::from_child(&r.child) == pid) else { continue };
         let name = &ended.daemon.name;
         eprintln!("{name} ended ({status:?}), and is started again");
-        thread::sleep(PAUSE);
-        match ended.daemon.spawn() {
-            Ok(child) => ended.child = child,
-            Err(error) => eprintln!("{name} cannot be started again: {error}"),
-        }
+        ended.child = loop {
+            thread::sleep(PAUSE);
+            match ended.daemon.spawn() {
+                Ok(child) => break child,
+                Err(error) => eprintln!("{name} cannot be started again: {error}"),
+            }
+        };
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   /var/tmp/moat-cluster/NAME/
+//!     front.json        who made it: what is not yet anybody's is not removed by others
 //!     keeper.json       the process that holds the cluster; with it goes every other one
 //!     restore.json      what was changed on the machine, to be put back
 //!     plan.json  kubeconfig  keeper.log  logs/  pki/  objects/
@@ -25,6 +26,7 @@ use crate::cgroups;
 use crate::plan::{Plan, good_name};
 
 const BASE: &str = "/var/tmp/moat-cluster";
+const FRONT: &str = "front.json";
 const KEEPER: &str = "keeper.json";
 const PLAN: &str = "plan.json";
 const RESTORE: &str = "restore.json";
@@ -45,6 +47,11 @@ impl State {
             bail!("`{name}` is no name for a cluster: lower-case letters, digits and dashes, at most 24");
         }
         Ok(Self { path: Path::new(BASE).join(name), name: name.to_owned() })
+    }
+
+    /// Whether its keeper is alive, or whoever is just making it.
+    fn in_use(&self) -> bool {
+        self.keeper().is_some() || self.read::<Process>(FRONT).is_some_and(|front| front.is_alive())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -70,15 +77,18 @@ impl State {
 
     /// Makes the folder for a new cluster. What a dead one of that name left is removed first; a living one is an error.
     pub(crate) fn create(&self, plan: &Plan) -> Result<()> {
-        if self.keeper().is_some() {
+        let base = self.path.parent().unwrap_or(Path::new(BASE));
+        let make = |path: &Path| fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
+        make(base).with_context(|| format!("cannot make {}", base.display()))?;
+        // While it is held, no folder is made or removed by another `up`.
+        let lock = fs::File::create(base.join(".lock")).and_then(|file| file.lock().map(|()| file));
+        let _lock = lock.with_context(|| format!("cannot lock {}", base.display()))?;
+        if self.in_use() {
             bail!("the cluster `{}` is up already: look at it with `cargo xtask cluster status`", self.name);
         }
         self.remove()?;
-        let make =
-            |path: &Path, recursive| fs::DirBuilder::new().mode(0o700).recursive(recursive).create(path);
-        make(Path::new(BASE), true).and_then(|()| make(&self.path, false)).with_context(|| {
-            format!("cannot make {}: is the same cluster just being made?", self.path.display())
-        })?;
+        make(&self.path).with_context(|| format!("cannot make {}", self.path.display()))?;
+        self.write(FRONT, &Process::of(std::process::id()).context("cannot read /proc")?)?;
         self.write(PLAN, plan)
     }
 
@@ -106,8 +116,8 @@ impl State {
         Ok(())
     }
 
-    /// Ends the cluster's processes and removes everything of it. Goes on after a failure, and tells all of them. Succeeds where there is nothing; says whether there
-    /// was something.
+    /// Ends the cluster's processes and removes everything of it. Goes on after a failure, and tells all of them. Succeeds where
+    /// there is nothing; says whether there was something.
     pub(crate) fn remove(&self) -> Result<bool> {
         if !self.path.exists() {
             return Ok(false);
@@ -159,4 +169,49 @@ pub(crate) fn node_process(keeper: &Process, node: &str) -> Option<i32> {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         field("Name:") == Some(node) && field("PPid:") == Some(&keeper.pid().to_string())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn what_a_dead_cluster_left_is_removed_and_a_living_one_is_not() {
+        let base = tempfile::tempdir().unwrap();
+        let state = State { path: base.path().join("one"), name: "one".into() };
+        let mut keeper = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::create_dir(&state.path).unwrap();
+        state.set_keeper(&Process::of(keeper.id()).unwrap()).unwrap();
+        let plan = crate::plan::tests::plan(1);
+        let refused = state.create(&plan).unwrap_err();
+        assert!(refused.to_string().contains("is up already"), "{refused}");
+        keeper.kill().unwrap();
+        keeper.wait().unwrap();
+        fs::write(state.path.join("old"), "").unwrap();
+        state.create(&plan).unwrap();
+        assert!(!state.path.join("old").exists());
+        let refused = state.create(&plan).unwrap_err();
+        assert!(refused.to_string().contains("is up already"), "we are just making it: {refused}");
+        assert!(state.plan().is_err(), "it has no keeper yet");
+    }
+
+    #[test]
+    fn removing_ends_the_keeper_and_puts_back_what_was_changed() {
+        let base = tempfile::tempdir().unwrap();
+        let state = State { path: base.path().join("one"), name: "one".into() };
+        assert!(!state.remove().unwrap(), "nothing is there");
+        let mut keeper = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(keeper.id()).unwrap();
+        fs::create_dir(&state.path).unwrap();
+        state.set_keeper(&process).unwrap();
+        let setting = base.path().join("setting");
+        fs::write(&setting, "1024").unwrap();
+        state.write(RESTORE, &BTreeMap::from([(setting.display().to_string(), 128)])).unwrap();
+        assert!(state.remove().unwrap());
+        keeper.wait().unwrap();
+        assert!(!process.is_alive() && !state.path.exists());
+        assert_eq!(fs::read_to_string(setting).unwrap(), "128");
+    }
 }
