@@ -11,14 +11,18 @@ use crate::{kubernetes, lab};
 
 /// Builds, then becomes `moat-cluster`, so that its exit status, its terminal and Ctrl-C are its own.
 pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
-    let kubernetes = kubernetes::ensure()?;
-    let mut command = Command::new(binaries("debug").join("moat-cluster"));
-    command.args(args).env("PATH", kubernetes.path()?).env("MOAT_KUBERNETES", &kubernetes.programs);
     check(&mut cargo(["build", "--quiet", "-p", "moat-cluster"]))?;
-    // Whoever sets it has built them.
-    if std::env::var_os("MOAT_BIN_DIR").is_none() && args.first().is_some_and(|arg| arg == "up") {
-        lab::build()?;
-        command.env("MOAT_BIN_DIR", binaries("release"));
+    let mut command = Command::new(binaries("debug").join("moat-cluster"));
+    command.args(args);
+    // A cluster that is up knows where its programs are; and to take one down, nothing need be built.
+    if args.iter().any(|arg| arg == "up") && !args.iter().any(|arg| arg == "--help") {
+        let kubernetes = kubernetes::ensure()?;
+        command.env("PATH", kubernetes.path()?).env("MOAT_KUBERNETES", &kubernetes.programs);
+        // Whoever sets it has built them.
+        if std::env::var_os("MOAT_BIN_DIR").is_none() {
+            lab::build()?;
+            command.env("MOAT_BIN_DIR", binaries("release"));
+        }
     }
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))

@@ -12,7 +12,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -68,6 +68,19 @@ pub(crate) struct Kubernetes {
     pub(crate) programs: PathBuf,
     /// Folders of etcd, containerd and runc, for the path.
     pub(crate) unpacked: Vec<PathBuf>,
+}
+
+/// `cargo xtask setup --kubernetes`.
+pub(crate) fn run() -> Result<ExitCode> {
+    let kubernetes = ensure()?;
+    for (program, _) in PROGRAMS {
+        println!("{}", kubernetes.programs.join(program).display());
+    }
+    for (program, _) in UNPACKED {
+        let unpacked = kubernetes.unpacked.iter().map(|bin| bin.join(program)).find(|file| file.is_file());
+        println!("{}", unpacked.or_else(|| find(program)).unwrap_or_default().display());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds and unpacks what is missing.

@@ -49,7 +49,11 @@ struct Args {
 #[derive(Subcommand)]
 enum Chore {
     /// Install what the tests need and cargo cannot fetch (as root), or say which packages to install
-    Setup,
+    Setup {
+        /// Build Kubernetes for the local cluster as well: 10 to 20 minutes, once
+        #[arg(long)]
+        kubernetes: bool,
+    },
     /// Build moat, moat-agent and moat-cni for release, then run `moat lab` with the arguments given
     ///
     /// `cargo xtask lab run -f DIR` builds node and pod namespaces for the manifests in DIR, sends real packets, and
@@ -99,7 +103,8 @@ enum Chore {
 
 fn main() -> ExitCode {
     let done = match Args::parse().chore {
-        Chore::Setup => setup::run(),
+        Chore::Setup { kubernetes: true } => kubernetes::run(),
+        Chore::Setup { kubernetes: false } => setup::run(),
         Chore::Lab { args } => lab::run(&args),
         Chore::Cluster { args } => cluster::run(&args),
         Chore::Image(options) => image::run(&options),

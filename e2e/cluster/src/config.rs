@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use crate::plan::{API_PORT, CONTROL_PLANE, DNS_SERVICE, Node, POD_CIDR, Plan, ProxyMode, text};
+use crate::plan::{API_PORT, CONTROL_PLANE, DNS_SERVICE, Node, Plan, ProxyMode, text};
 
 /// As the image archives name it.
 const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.2";
@@ -86,7 +86,7 @@ pub(crate) fn proxy(plan: &Plan, node: &Node) -> Value {
         "mode": mode,
         "clientConnection": { "kubeconfig": text(plan.inner_kubeconfig("proxy")) },
         "hostnameOverride": node.name,
-        "clusterCIDR": POD_CIDR,
+        "clusterCIDR": plan.pod_cidrs(),
         "oomScoreAdj": 0,
         "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
         mode: { "minSyncPeriod": "0s" },
@@ -138,7 +138,10 @@ pub(crate) fn moat_cni() -> Value {
 }
 
 /// The network configuration for the reference plugins, on a node with these addresses for pods.
-pub(crate) fn reference_cni(pod_cidr: &str) -> Value {
+pub(crate) fn reference_cni(pod_cidrs: &[String]) -> Value {
+    let ranges: Vec<Value> = pod_cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
+    let default = |cidr: &String| json!({ "dst": if cidr.contains(':') { "::/0" } else { "0.0.0.0/0" } });
+    let routes: Vec<Value> = pod_cidrs.iter().map(default).collect();
     json!({
         "cniVersion": CNI_VERSION,
         "name": "reference",
@@ -147,8 +150,8 @@ pub(crate) fn reference_cni(pod_cidr: &str) -> Value {
             "ipMasq": false,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{ "subnet": pod_cidr }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
+                "ranges": ranges,
+                "routes": routes,
             },
         }],
     })

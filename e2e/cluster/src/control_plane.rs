@@ -2,7 +2,7 @@
 
 use crate::config::inner_url;
 use crate::daemon::Daemon;
-use crate::plan::{API_PORT, CONTROL_PLANE, POD_CIDR, Plan, SERVICE_CIDR, text};
+use crate::plan::{API_PORT, CONTROL_PLANE, Plan, text};
 
 const ETCD: &str = "http://127.0.0.1:2379";
 
@@ -25,7 +25,7 @@ pub(crate) fn api_server(plan: &Plan) -> Daemon {
         format!("--advertise-address={CONTROL_PLANE}"),
         format!("--secure-port={API_PORT}"),
         format!("--etcd-servers={ETCD}"),
-        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        format!("--service-cluster-ip-range={}", plan.service_cidrs()),
         "--allow-privileged=true".into(),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
@@ -48,8 +48,8 @@ pub(crate) fn api_server(plan: &Plan) -> Daemon {
 pub(crate) fn controller_manager(plan: &Plan) -> Daemon {
     let arguments = [
         format!("--kubeconfig={}", text(plan.inner_kubeconfig("controller-manager"))),
-        format!("--cluster-cidr={POD_CIDR}"),
-        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        format!("--cluster-cidr={}", plan.pod_cidrs()),
+        format!("--service-cluster-ip-range={}", plan.service_cidrs()),
         "--allocate-node-cidrs=true".into(),
         "--use-service-account-credentials=true".into(),
         "--leader-elect=false".into(),

@@ -82,7 +82,7 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
     progress("certificates and configuration");
     write_files(plan, listener.local_addr()?.port())?;
     cgroups::make(plan)?;
-    spaces::ip(&spaces::fabric())?;
+    spaces::ip(&spaces::fabric(plan))?;
     thread::spawn(move || proxy(&listener));
     progress("etcd, kube-apiserver, and containerd on every node");
     let mut all = vec![control_plane::etcd(plan, &text(plan.state.join("etcd"))).start()?];
@@ -122,9 +122,9 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
             }
         }
         PodNetwork::Reference => {
-            for (room, (node, cidr)) in nodes.iter().zip(&pod_cidrs) {
+            for (room, (node, cidrs)) in nodes.iter().zip(&pod_cidrs) {
                 spaces::ip_of(room.child.id(), &spaces::routes(&pod_cidrs, Some(node)))?;
-                write_json(&node.cni().join("10-reference.conflist"), &config::reference_cni(cidr))?;
+                write_json(&node.cni().join("10-reference.conflist"), &config::reference_cni(cidrs))?;
             }
         }
     }
@@ -211,7 +211,7 @@ impl Room {
 }
 
 /// Waits until every node has its pods' addresses.
-fn registered(plan: &Plan) -> Result<Vec<(Node, String)>> {
+fn registered(plan: &Plan) -> Result<Vec<(Node, Vec<String>)>> {
     let admin = plan.inner_kubeconfig("admin");
     let mut found = Vec::new();
     let all_there = || {
@@ -219,7 +219,7 @@ fn registered(plan: &Plan) -> Result<Vec<(Node, String)>> {
         let states = kubectl::nodes(&list);
         let cidr = |node: Node| {
             let state = states.iter().find(|state| state.name == node.name)?;
-            Some((node, state.pod_cidr.clone()?))
+            (state.pod_cidrs.len() == node.addresses.len()).then(|| (node, state.pod_cidrs.clone()))
         };
         found = plan.nodes().into_iter().filter_map(cidr).collect();
         found.len() == usize::from(plan.nodes)

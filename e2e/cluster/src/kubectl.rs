@@ -32,7 +32,7 @@ pub(crate) fn json(plan: &Plan, kubeconfig: &Path, arguments: &[&str]) -> Result
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NodeState {
     pub(crate) name: String,
-    pub(crate) pod_cidr: Option<String>,
+    pub(crate) pod_cidrs: Vec<String>,
     pub(crate) ready: bool,
     /// Why it is not.
     pub(crate) why: String,
@@ -47,7 +47,7 @@ pub(crate) fn nodes(list: &Value) -> Vec<NodeState> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         NodeState {
             name: text(&item["metadata"]["name"]).unwrap_or_default(),
-            pod_cidr: text(&item["spec"]["podCIDR"]),
+            pod_cidrs: item["spec"]["podCIDRs"].as_array().into_iter().flatten().filter_map(&text).collect(),
             ready: ready.is_some_and(|condition| condition["status"] == "True"),
             why: ready.and_then(|condition| text(&condition["message"])).unwrap_or_default(),
         }
@@ -68,15 +68,15 @@ mod tests {
             let disk = json!({ "type": "DiskPressure", "status": "False" });
             json!({
                 "metadata": { "name": "node1" },
-                "spec": { "podCIDR": "10.244.0.0/24" },
+                "spec": { "podCIDRs": ["10.244.0.0/24"] },
                 "status": { "conditions": [disk, condition] },
             })
         };
         let list = json!({ "items": [node("True"), node("False"), { "metadata": { "name": "new" } }] });
         let states = nodes(&list);
         assert_eq!(states.iter().map(|n| n.ready).collect::<Vec<_>>(), [true, false, false]);
-        assert_eq!(states[0].pod_cidr.as_deref(), Some("10.244.0.0/24"));
+        assert_eq!(states[0].pod_cidrs, ["10.244.0.0/24"]);
         assert_eq!(states[1].why, "why");
-        assert_eq!(states[2].pod_cidr, None);
+        assert!(states[2].pod_cidrs.is_empty());
     }
 }

@@ -96,6 +96,9 @@ struct UpArgs {
     /// How kube-proxy writes its rules
     #[arg(long, value_enum, default_value_t = ProxyMode::Nftables)]
     proxy: ProxyMode,
+    /// Give nodes, pods and Services IPv6 addresses as well
+    #[arg(long)]
+    dual_stack: bool,
     /// Folder of Kubernetes' programs and images, as `cargo xtask cluster` builds it
     #[arg(long, env = "MOAT_KUBERNETES", value_name = "DIR")]
     kubernetes: PathBuf,
@@ -131,6 +134,7 @@ fn run(name: &str, command: Command) -> Result<ExitCode> {
                 moat: args.moat,
                 network: args.network,
                 proxy: args.proxy,
+                dual_stack: args.dual_stack,
             };
             front::up(&state, &plan)
         }

@@ -54,8 +54,10 @@ pub(crate) fn run(plan: &Plan, name: &str) -> Result<()> {
     hear(CABLED)?;
     rustix::system::sethostname(name.as_bytes())?;
     mounts(node).with_context(|| format!("cannot make the mounts of {name}"))?;
-    spaces::ip(&spaces::node_end(node))?;
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot let the node forward")?;
+    spaces::ip(&spaces::node_end(plan, node))?;
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].iter().take(node.addresses.len()) {
+        fs::write(Path::new("/proc/sys/net").join(switch), "1").context("cannot let the node forward")?;
+    }
     plugins(plan)?;
     let mut all = vec![containerd(node)?];
     import(plan)?;
@@ -159,11 +161,12 @@ fn import(plan: &Plan) -> Result<()> {
 }
 
 fn kubelet(plan: &Plan, node: &Node) -> Daemon {
+    let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
     let arguments = [
         format!("--config={}", text(node.config("kubelet.json"))),
         format!("--kubeconfig={}", text(plan.inner_kubeconfig(&node.name))),
         format!("--hostname-override={}", node.name),
-        format!("--node-ip={}", node.address),
+        format!("--node-ip={}", addresses.join(",")),
         "--root-dir=/var/lib/kubelet".into(),
         "--cert-dir=/var/lib/kubelet/pki".into(),
     ];

@@ -8,7 +8,7 @@
 //!        a namespace each:                             node1    node2    node3    192.168.240.11, .12, .13
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -48,20 +48,22 @@ pub(crate) struct Plan {
     pub(crate) moat: Option<PathBuf>,
     pub(crate) network: PodNetwork,
     pub(crate) proxy: ProxyMode,
+    /// Whether nodes, pods and Services have IPv6 addresses as well.
+    pub(crate) dual_stack: bool,
 }
 
 /// The most nodes: as many as there are addresses on the fabric, and more than a machine can bear.
 pub(crate) const MOST_NODES: u8 = 50;
 /// The control plane's address on the fabric.
 pub(crate) const CONTROL_PLANE: Ipv4Addr = Ipv4Addr::new(192, 168, 240, 1);
-/// The fabric's prefix length.
-pub(crate) const FABRIC_BITS: u8 = 24;
+/// The same in IPv6.
+const CONTROL_PLANE_V6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x240, 0, 0, 0, 0, 0, 1);
 /// The API server's port, on the fabric.
 pub(crate) const API_PORT: u16 = 6443;
-/// All pods' addresses. The nodes get a /24 of it each, from the controller manager.
-pub(crate) const POD_CIDR: &str = "10.244.0.0/16";
+/// All pods' addresses. The nodes get a /24 and a /64 of it each, from the controller manager.
+const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd10:244::/56"];
 /// All Services' addresses.
-pub(crate) const SERVICE_CIDR: &str = "10.96.0.0/16";
+const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd10:96::/112"];
 /// The first Service address, which is the API server's.
 pub(crate) const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The Service address of DNS.
@@ -71,7 +73,8 @@ pub(crate) const DNS_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) name: String,
-    pub(crate) address: Ipv4Addr,
+    /// Of each family one, IPv4 first.
+    pub(crate) addresses: Vec<IpAddr>,
     /// The node's own folder, outside and inside of its namespaces.
     pub(crate) folder: PathBuf,
     /// Its control group, below every controller's root.
@@ -85,9 +88,32 @@ impl Plan {
             let name = format!("node{number}");
             let folder = self.state.join("nodes").join(&name);
             let cgroup = format!("{}/{name}", self.cgroup());
-            Node { name, address: Ipv4Addr::new(192, 168, 240, 10 + number), folder, cgroup }
+            let addresses = [
+                IpAddr::from(Ipv4Addr::new(192, 168, 240, 10 + number)),
+                IpAddr::from(Ipv6Addr::new(0xfd10, 0x240, 0, 0, 0, 0, 0, 0x10 + u16::from(number))),
+            ];
+            Node { name, addresses: addresses[..self.families()].to_vec(), folder, cgroup }
         };
         (1..=self.nodes).map(node).collect()
+    }
+
+    fn families(&self) -> usize {
+        if self.dual_stack { 2 } else { 1 }
+    }
+
+    /// The control plane's addresses on the fabric.
+    pub(crate) fn control_plane(&self) -> Vec<IpAddr> {
+        [CONTROL_PLANE.into(), CONTROL_PLANE_V6.into()][..self.families()].to_vec()
+    }
+
+    /// All pods' addresses, as Kubernetes' programs take them.
+    pub(crate) fn pod_cidrs(&self) -> String {
+        POD_CIDRS[..self.families()].join(",")
+    }
+
+    /// All Services' addresses, as Kubernetes' programs take them.
+    pub(crate) fn service_cidrs(&self) -> String {
+        SERVICE_CIDRS[..self.families()].join(",")
     }
 
     /// The control group of all nodes.
@@ -148,6 +174,11 @@ impl Node {
     }
 }
 
+/// The prefix length of the fabric, in the family of an address.
+pub(crate) fn fabric_bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 24 } else { 64 }
+}
+
 /// Whether it can be a cluster's name: it becomes the name of a folder and of control groups.
 pub(crate) fn good_name(name: &str) -> bool {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -172,16 +203,17 @@ pub(crate) mod tests {
             moat: Some("/moat".into()),
             network: PodNetwork::Moat,
             proxy: ProxyMode::Nftables,
+            dual_stack: false,
         }
     }
 
     #[test]
     fn no_two_nodes_share_anything() {
-        let nodes = plan(MOST_NODES).nodes();
+        let nodes = Plan { dual_stack: true, ..plan(MOST_NODES) }.nodes();
         for (number, one) in nodes.iter().enumerate() {
-            assert_ne!(one.address, CONTROL_PLANE);
+            assert!(!one.addresses.contains(&CONTROL_PLANE.into()));
             for other in &nodes[number + 1..] {
-                assert!(one.name != other.name && one.address != other.address);
+                assert!(one.name != other.name && one.addresses.iter().all(|a| !other.addresses.contains(a)));
                 assert!(one.folder != other.folder && one.cgroup != other.cgroup);
             }
         }

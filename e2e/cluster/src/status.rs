@@ -15,7 +15,7 @@ pub(crate) fn print(state: &State) -> Result<()> {
     let keeper = state.keeper().context("the cluster has just ended")?;
     for node in kubectl::nodes(&kubectl::json(&plan, &plan.kubeconfig(), &["get", "nodes"])?) {
         let ready = if node.ready { "ready".to_owned() } else { format!("not ready: {}", node.why) };
-        println!("{:<8} {:<18} {ready}", node.name, node.pod_cidr.unwrap_or_default());
+        println!("{:<8} {:<18} {ready}", node.name, node.pod_cidrs.join(" "));
     }
     let mut memory = memory(keeper.pid());
     let total: u64 = memory.values().map(|m| m.bytes).sum();
