@@ -133,7 +133,7 @@ pub(crate) fn moat_cni() -> Value {
     json!({
         "cniVersion": CNI_VERSION,
         "name": "moat",
-        "plugins": [{ "type": "moat-cni", "agentSocket": AGENT_SOCKET }],
+        "plugins": [{ "type": "moat-cni", "agentSocket": AGENT_SOCKET, "capabilities": { "portMappings": true } }],
     })
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn reference_cni(pod_cidrs: &[String]) -> Value {
                 "ranges": ranges,
                 "routes": routes,
             },
-        }],
+        }, { "type": "portmap", "capabilities": { "portMappings": true } }],
     })
 }
 
