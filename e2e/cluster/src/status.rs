@@ -59,7 +59,9 @@ fn memory(root: i32) -> BTreeMap<String, Memory> {
 
 fn program(pid: i32) -> String {
     let path: PathBuf = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Of a program that was built anew since.
+    name.trim_end_matches(" (deleted)").to_owned()
 }
 
 fn field(pid: i32, file: &str, name: &str) -> Option<u64> {
