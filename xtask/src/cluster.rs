@@ -21,6 +21,9 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
         // Whoever sets it has built them.
         if std::env::var_os("MOAT_BIN_DIR").is_none() {
             lab::build()?;
+            if args.iter().any(|arg| arg == "--controller") {
+                check(&mut cargo(["build", "--release", "--bins", "-p", "moat-controller"]))?;
+            }
             command.env("MOAT_BIN_DIR", binaries("release"));
         }
     }

@@ -51,9 +51,12 @@ fn programs_are_there(plan: &Plan) -> Result<()> {
     let kubernetes =
         ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
     let kubernetes = kubernetes.iter().map(|program| plan.kubernetes(program));
-    let moat = ["moat-agent", "moat-cni"].iter().filter(|_| plan.network == PodNetwork::Moat);
-    let folder = plan.moat.clone().unwrap_or_default();
-    for program in kubernetes.chain(moat.map(|program| folder.join(program))) {
+    let moat: &[&str] = match plan.network {
+        PodNetwork::Moat if plan.controller => &["moat-agent", "moat-cni", "moat-controller"],
+        PodNetwork::Moat => &["moat-agent", "moat-cni"],
+        PodNetwork::Reference => &[],
+    };
+    for program in kubernetes.chain(moat.iter().map(|program| plan.moat(program))) {
         if !program.is_file() {
             bail!("{} is not there: `cargo xtask cluster up` builds it", program.display());
         }

@@ -107,6 +107,9 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
         let own = fs::read_link("/proc/self/exe")?;
         let arguments = ["mirror".into(), plan.state.join("plan.json").into_os_string()];
         all.push(Daemon::new("mirror", own, arguments, plan.logs()).start()?);
+        if plan.controller {
+            all.push(controller(plan).start()?);
+        }
     }
     for node in &mut nodes {
         node.join()?;
@@ -131,6 +134,13 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
     ready(plan)?;
     progress("all nodes are ready");
     Ok(all)
+}
+
+/// moat's controller, whose objects are the mirrored ones.
+fn controller(plan: &Plan) -> Daemon {
+    let arguments =
+        [format!("--manifests={}", text(plan.objects())), format!("--listen={}", plan.controller_socket())];
+    Daemon::new("moat-controller", plan.moat("moat-controller"), arguments, plan.logs())
 }
 
 /// Certificates, and every configuration file.

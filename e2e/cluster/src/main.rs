@@ -96,6 +96,9 @@ struct UpArgs {
     /// How kube-proxy writes its rules
     #[arg(long, value_enum, default_value_t = ProxyMode::Nftables)]
     proxy: ProxyMode,
+    /// Let moat's agents follow moat-controller, in place of reading the objects themselves
+    #[arg(long)]
+    controller: bool,
     /// Give nodes, pods and Services IPv6 addresses as well
     #[arg(long)]
     dual_stack: bool,
@@ -134,6 +137,7 @@ fn run(name: &str, command: Command) -> Result<ExitCode> {
                 moat: args.moat,
                 network: args.network,
                 proxy: args.proxy,
+                controller: args.controller,
                 dual_stack: args.dual_stack,
             };
             front::up(&state, &plan)

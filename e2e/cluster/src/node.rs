@@ -64,7 +64,7 @@ pub(crate) fn run(plan: &Plan, name: &str) -> Result<()> {
     println!("{STARTED}");
     hear(JOIN)?;
     if plan.network == PodNetwork::Moat {
-        all.push(agent(plan, node)?.start()?);
+        all.push(agent(plan, node).start()?);
     }
     all.push(kubelet(plan, node).start()?);
     all.push(kube_proxy(plan, node).start()?);
@@ -122,8 +122,8 @@ fn plugins(plan: &Plan) -> Result<()> {
     for entry in fs::read_dir(REFERENCE_PLUGINS).into_iter().flatten().flatten() {
         link(&entry.path())?;
     }
-    if let (PodNetwork::Moat, Some(programs)) = (plan.network, &plan.moat) {
-        link(&programs.join("moat-cni"))?;
+    if plan.network == PodNetwork::Moat {
+        link(&plan.moat("moat-cni"))?;
     }
     Ok(())
 }
@@ -178,9 +178,11 @@ fn kube_proxy(plan: &Plan, node: &Node) -> Daemon {
     Daemon::new("kube-proxy", plan.kubernetes("kube-proxy"), [config], node.logs())
 }
 
-fn agent(plan: &Plan, node: &Node) -> Result<Daemon> {
-    let programs = plan.moat.as_ref().context("the plan does not say where moat's programs are")?;
-    let arguments =
-        ["run".into(), format!("--node={}", node.name), format!("--manifests={}", text(plan.objects()))];
-    Ok(Daemon::new("moat-agent", programs.join("moat-agent"), arguments, node.logs()))
+fn agent(plan: &Plan, node: &Node) -> Daemon {
+    let source = match plan.controller {
+        true => format!("--controller={}", plan.controller_socket()),
+        false => format!("--manifests={}", text(plan.objects())),
+    };
+    let arguments = ["run".into(), format!("--node={}", node.name), source];
+    Daemon::new("moat-agent", plan.moat("moat-agent"), arguments, node.logs())
 }

@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) moat: Option<PathBuf>,
     pub(crate) network: PodNetwork,
     pub(crate) proxy: ProxyMode,
+    /// Whether moat's agents follow a controller, or read the objects themselves.
+    pub(crate) controller: bool,
     /// Whether nodes, pods and Services have IPv6 addresses as well.
     pub(crate) dual_stack: bool,
 }
@@ -146,6 +148,16 @@ impl Plan {
         self.state.join("logs")
     }
 
+    /// Where moat's controller listens: in the machine's file system, which the nodes see as well.
+    pub(crate) fn controller_socket(&self) -> String {
+        format!("unix:{}", text(self.state.join("controller.sock")))
+    }
+
+    /// A program of moat's; nowhere if nobody said where they are.
+    pub(crate) fn moat(&self, program: &str) -> PathBuf {
+        self.moat.as_deref().unwrap_or(Path::new("")).join(program)
+    }
+
     /// The folder that the API server's objects are mirrored to, for agents that read manifests.
     pub(crate) fn objects(&self) -> PathBuf {
         self.state.join("objects")
@@ -203,6 +215,7 @@ pub(crate) mod tests {
             moat: Some("/moat".into()),
             network: PodNetwork::Moat,
             proxy: ProxyMode::Nftables,
+            controller: false,
             dual_stack: false,
         }
     }
