@@ -123,7 +123,7 @@ fn build(source: &Path, programs: &Path) -> Result<()> {
     let go = find("go").context("go is not where its package puts it")?;
     eprintln!("building Kubernetes {VERSION} into {}", programs.display());
     eprintln!(
-        "  once: 10 to 20 minutes on two cores, 5 GB of Go's build cache; what is built stays when you interrupt it"
+        "  once: 10 to 20 minutes on two cores, 4 GB of Go's caches; what is built stays when you interrupt it"
     );
     for (number, (name, package)) in missing.iter().enumerate() {
         eprintln!("  {}/{}: {name}", number + 1, missing.len());

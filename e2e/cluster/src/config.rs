@@ -66,7 +66,7 @@ pub(crate) fn kubelet(plan: &Plan, node: &Node) -> Value {
         "imageGCLowThresholdPercent": 99,
         "maxPods": 250,
         "rotateCertificates": false,
-        // A node's pods are started and ended as fast as it can, not five at a time.
+        // Suites make and remove many pods at once: nothing here is to wait for a quota.
         "registryPullQPS": 0,
         "kubeAPIQPS": 200,
         "kubeAPIBurst": 400,

@@ -12,6 +12,8 @@ use crate::plan::Plan;
 pub(crate) fn kubectl(plan: &Plan, kubeconfig: &Path) -> Command {
     let mut command = Command::new(plan.kubernetes("kubectl"));
     command.arg("--kubeconfig").arg(kubeconfig);
+    // What it remembers of the API goes with the cluster.
+    command.env("KUBECACHEDIR", plan.state.join("kubectl-cache"));
     command
 }
 
