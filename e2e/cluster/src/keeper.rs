@@ -234,8 +234,13 @@ fn registered(plan: &Plan) -> Result<Vec<(Node, Vec<String>)>> {
         found = plan.nodes().into_iter().filter_map(cidr).collect();
         found.len() == usize::from(plan.nodes)
     };
-    wait_until(PATIENCE, all_there, || Ok(()))
-        .context("not all nodes have joined; look into nodes/*/logs")?;
+    let waited = wait_until(PATIENCE, all_there, || Ok(()));
+    waited.with_context(|| {
+        match plan.nodes().iter().find(|node| found.iter().all(|(there, _)| there != *node)) {
+            Some(missing) => format!("{} has not joined; {}", missing.name, kubelet_says(missing)),
+            None => "the nodes have joined too late".into(),
+        }
+    })?;
     Ok(found)
 }
 
@@ -245,15 +250,20 @@ fn ready(plan: &Plan) -> Result<()> {
     let all_ready = || {
         let Ok(list) = kubectl::json(plan, &admin, &["get", "nodes"]) else { return false };
         let not_ready: Vec<_> = kubectl::nodes(&list).into_iter().filter(|node| !node.ready).collect();
-        why = not_ready
-            .iter()
-            .map(|node| format!("{}: {}", node.name, node.why))
-            .collect::<Vec<_>>()
-            .join("; ");
+        let says = |state: &kubectl::NodeState| {
+            let log = plan.nodes().iter().find(|node| node.name == state.name).map(kubelet_says);
+            format!("{}: {}; {}", state.name, state.why, log.unwrap_or_default())
+        };
+        why = not_ready.first().map(says).unwrap_or_default();
         not_ready.is_empty()
     };
     let waited = wait_until(PATIENCE, all_ready, || Ok(()));
     waited.with_context(|| format!("not all nodes are ready: {why}"))
+}
+
+/// For whoever reads of a failure: the folder of logs goes with the cluster.
+fn kubelet_says(node: &Node) -> String {
+    format!("its kubelet's log ends with:\n{}", crate::daemon::log_end(&node.logs().join("kubelet.log")))
 }
 
 /// Carries people's connections from the host's network to the API server on the fabric.
