@@ -120,7 +120,7 @@ impl Plan {
 
     /// The control group of all nodes.
     pub(crate) fn cgroup(&self) -> String {
-        format!("/moat-cluster-{}", self.name)
+        cgroup(&self.name)
     }
 
     /// A program of Kubernetes.
@@ -189,6 +189,11 @@ impl Node {
 /// The prefix length of the fabric, in the family of an address.
 pub(crate) fn fabric_bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 24 } else { 64 }
+}
+
+/// The control group of all nodes of the cluster of that name.
+pub(crate) fn cgroup(cluster: &str) -> String {
+    format!("/moat-cluster-{cluster}")
 }
 
 /// Whether it can be a cluster's name: it becomes the name of a folder and of control groups.

@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cgroups;
-use crate::plan::{Plan, good_name};
+use crate::plan::{self, Plan, good_name};
 
 const BASE: &str = "/var/tmp/moat-cluster";
 const FRONT: &str = "front.json";
@@ -133,9 +133,7 @@ impl State {
                 failed.push(format!("cannot put {before} back into {file}: {error}"));
             }
         }
-        if let Some(plan) = self.read::<Plan>(PLAN)
-            && let Err(error) = cgroups::remove(&plan.cgroup())
-        {
+        if let Err(error) = cgroups::remove(&plan::cgroup(&self.name)) {
             failed.push(format!("{error:#}"));
         }
         match fs::remove_dir_all(&self.path) {
