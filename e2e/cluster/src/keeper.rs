@@ -22,6 +22,7 @@ use crate::kubectl::{self, kubectl};
 use crate::node::{CABLED, JOIN, STARTED};
 use crate::plan::{API_PORT, CONTROL_PLANE, Node, Plan, PodNetwork, text};
 use crate::spaces::{self, spawn_in};
+use crate::state::CGROUPS_MADE;
 use crate::{cgroups, config, control_plane, pki};
 
 /// What the front writes to the keeper's stdin when the cluster is to outlive it.
@@ -81,6 +82,7 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
         |what: &str| say(&Event::Progress(format!("{:5.1} s  {what}", started.elapsed().as_secs_f64())));
     progress("certificates and configuration");
     write_files(plan, listener.local_addr()?.port())?;
+    fs::write(plan.state.join(CGROUPS_MADE), "")?;
     cgroups::make(plan)?;
     spaces::ip(&spaces::fabric(plan))?;
     thread::spawn(move || proxy(&listener));

@@ -29,6 +29,8 @@ const BASE: &str = "/var/tmp/moat-cluster";
 const FRONT: &str = "front.json";
 const KEEPER: &str = "keeper.json";
 const PLAN: &str = "plan.json";
+/// Is there from before the first control group is made.
+pub(crate) const CGROUPS_MADE: &str = "cgroups-made";
 const RESTORE: &str = "restore.json";
 /// What is too small on most machines for several kubelets, and how much is enough.
 const RAISED: &[(&str, u64)] = &[("/proc/sys/fs/inotify/max_user_instances", 1024)];
@@ -133,7 +135,9 @@ impl State {
                 failed.push(format!("cannot put {before} back into {file}: {error}"));
             }
         }
-        if let Err(error) = cgroups::remove(&plan::cgroup(&self.name)) {
+        if self.path.join(CGROUPS_MADE).exists()
+            && let Err(error) = cgroups::remove(&plan::cgroup(&self.name))
+        {
             failed.push(format!("{error:#}"));
         }
         match fs::remove_dir_all(&self.path) {
