@@ -14,8 +14,8 @@ use moat_policies::{
     Cluster, Evaluator, Key, Labels, Limits, NamespacedName, Node, NodeDelta, Object, Objects, Pod,
 };
 
-use crate::dataplane::{Inside, LocalPod, Senders, Update};
-use crate::podnet::{Attachment, AttachmentKey};
+use crate::dataplane::{HostPorts, Inside, LocalPod, Senders, Update};
+use crate::podnet::{Attachment, AttachmentKey, host_ports};
 
 /// The state that updates come from.
 pub struct Desired {
@@ -34,6 +34,8 @@ pub struct Desired {
     /// Somebody else compiles the policies, and tells what they come to. Then there are no policies here, no labels, and no pods
     /// of other nodes.
     told: bool,
+    /// Where ports of the node led at the last update.
+    host_ports: HostPorts,
 }
 
 impl Desired {
@@ -49,6 +51,7 @@ impl Desired {
             moved: BTreeSet::new(),
             more_inside: Vec::new(),
             told: false,
+            host_ports: HostPorts::default(),
         }
     }
 
@@ -71,16 +74,20 @@ impl Desired {
 
     /// The first update: the objects of the first reading and all attachments.
     pub fn start(&mut self, first: Changes) -> Update {
-        Update { pods: self.local_pods(), ..self.read(first) }
+        let (pods, host_ports) = self.local();
+        Update { pods, host_ports, ..self.read(first) }
     }
 
     /// The first update: what the controller told first, and all attachments.
     pub fn start_told(&mut self, first: Change) -> Update {
-        Update { pods: self.local_pods(), ..self.hear(first) }
+        let (pods, host_ports) = self.local();
+        Update { pods, host_ports, ..self.hear(first) }
     }
 
-    fn local_pods(&self) -> BTreeMap<NamespacedName, Option<LocalPod>> {
-        self.attachments.values().map(|a| (a.pod(), Some(local_pod(a)))).collect()
+    /// All interfaces, and where ports of the node lead.
+    fn local(&mut self) -> (BTreeMap<NamespacedName, Option<LocalPod>>, Option<HostPorts>) {
+        let pods = self.attachments.values().map(|a| (a.pod(), Some(local_pod(a)))).collect();
+        (pods, self.moved_ports())
     }
 
     /// The controller tells a change, everything that goes named in it.
@@ -161,7 +168,8 @@ impl Desired {
         let pod = attachment.pod();
         self.attachments.insert(pod.clone(), attachment.clone());
         self.put(&pod, self.description(&pod));
-        Update { pods: [(pod, Some(local_pod(attachment)))].into(), ..self.commit() }
+        let host_ports = self.moved_ports();
+        Update { pods: [(pod, Some(local_pod(attachment)))].into(), host_ports, ..self.commit() }
     }
 
     /// An interface is gone. Another one that its pod has got meanwhile stays.
@@ -172,7 +180,16 @@ impl Desired {
         // Also where no manifest describes the pod any more: the interface had them.
         self.moved.extend(self.attachments.remove(&pod).iter().flat_map(Attachment::addresses));
         self.put(&pod, self.description(&pod));
-        Update { pods: [(pod, None)].into(), ..self.commit() }
+        let host_ports = self.moved_ports();
+        Update { pods: [(pod, None)].into(), host_ports, ..self.commit() }
+    }
+
+    /// Where ports of the node lead, if that has changed.
+    fn moved_ports(&mut self) -> Option<HostPorts> {
+        let now = host_ports(self.attachments.values());
+        let moved = now != self.host_ports;
+        self.host_ports.clone_from(&now);
+        moved.then_some(now)
     }
 
     /// Whether the source knows this pod, so that policy can say something about it; and knows it by this UID, where both say one:
@@ -317,6 +334,7 @@ mod tests {
             v4: Some(address.parse().unwrap()),
             v6: None,
             mtu: 1500,
+            host_ports: Vec::new(),
         }
     }
 

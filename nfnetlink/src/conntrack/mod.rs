@@ -6,9 +6,11 @@
 
 mod codec;
 mod tuple;
+mod usage;
 
 pub use codec::{Deletion, Entry, Filter, MarkChange, status};
 pub use tuple::{Detail, Family, Tuple};
+pub use usage::{Losses, Usage};
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,12 +28,16 @@ mod message {
     pub(super) const NEW: u8 = 0;
     pub(super) const GET: u8 = 1;
     pub(super) const DELETE: u8 = 2;
+    pub(super) const GET_STATS_CPU: u8 = 4;
+    pub(super) const GET_STATS: u8 = 5;
 }
 
 /// A socket to the connection tracking table of one network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
     connection: Connection,
+    /// What is sent, here so that its memory is used again.
+    writer: Writer,
 }
 
 /// What became of a list of changes.
@@ -46,7 +52,7 @@ pub struct Changed {
 impl Conntrack {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        Ok(Conntrack { connection: Connection::open(0, RECEIVE)? })
+        Ok(Conntrack { connection: Connection::open(0, RECEIVE)?, writer: Writer::default() })
     }
 
     /// Hands over every entry that the filter lets through. The kernel compares families, IPv4 addresses and the mark, but
@@ -61,6 +67,16 @@ impl Conntrack {
             }
         })?;
         Ok(())
+    }
+
+    /// How many entries there are, and may be. Costs the same however many that is.
+    pub fn usage(&mut self) -> Result<Usage, Error> {
+        Usage::ask(&mut self.connection)
+    }
+
+    /// What it cost until now that the table was full.
+    pub fn losses(&mut self) -> Result<Losses, Error> {
+        Losses::ask(&mut self.connection)
     }
 
     /// Changes the marks of entries; bits outside of a change's mask stay as they are. An entry that is gone
@@ -88,17 +104,18 @@ impl Conntrack {
         let mut sum = Changed::default();
         for chunk in items.chunks(CHANGES) {
             let base = self.connection.take_seqs(chunk.len() as u32);
-            let mut writer = Writer::default();
+            let writer = &mut self.writer;
+            writer.truncate(0);
             for (index, item) in chunk.iter().enumerate() {
                 let ack = if index + 1 == chunk.len() { flags::ACK } else { 0 };
                 let family = tuple(item).family();
                 let kind = message_type(subsystem::CONNTRACK, kind);
                 let open =
                     writer.open(kind, flags::REQUEST | ack, base.wrapping_add(index as u32), family, 0);
-                encode(item, &mut writer);
+                encode(item, writer);
                 writer.close(open)?;
             }
-            self.connection.send(&[writer.bytes()], doing)?;
+            self.connection.send(&[self.writer.bytes()], doing)?;
             let gone = self.answers(base, chunk.len(), doing)?;
             sum.gone += gone;
             sum.changed += chunk.len() - gone;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use moat_nfnetlink::conntrack::{
-    Changed, Conntrack, Deletion, Detail, Entry, Family, Filter, MarkChange, Tuple, status,
+    Changed, Conntrack, Deletion, Detail, Entry, Family, Filter, Losses, MarkChange, Tuple, status,
 };
 use moat_nfnetlink::nft::{
     self, Batch, Chain, Hook, Policy, Rule, Socket, Statement, Table, TableId, Verdict,
@@ -161,5 +161,24 @@ fn hundreds_of_marks_at_once() {
         assert_eq!(all.len(), 300);
         assert!(all.iter().all(|entry| entry.mark == 3));
         assert_eq!(conntrack.set_marks(&[]).unwrap(), Changed::default());
+    });
+}
+
+#[test]
+fn the_kernel_says_how_full_the_table_is() {
+    in_namespace(|| {
+        track(0);
+        let mut conntrack = Conntrack::open().unwrap();
+        let before = conntrack.usage().unwrap();
+        let flows: Vec<_> = (1..=5).map(|n| talk("127.0.0.1", &format!("127.0.0.{n}"))).collect();
+        let usage = conntrack.usage().unwrap();
+        assert_eq!(usage.entries, before.entries + flows.len() as u32);
+        let limit: u32 = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert_eq!(usage.limit.unwrap_or_default(), limit);
+        assert_eq!(conntrack.losses().unwrap(), Losses::default());
     });
 }
