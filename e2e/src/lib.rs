@@ -67,7 +67,7 @@ pub use options::{Options, Programs, Purpose};
 pub use render::{Colour, text};
 pub use report::{Observed, Report, ReportCell, ReportHost};
 pub use sockets::sockets;
-pub use state::StateDir;
+pub use state::{Process, StateDir};
 pub use textfile::LineError;
 pub use topology::{Families, Joined};
 pub use world::{WORLD_FILE, WorldHost};

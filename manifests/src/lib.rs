@@ -22,7 +22,9 @@
 //!
 //! [`decode()`] takes all files at once; a [`Collection`] takes them one by one and tells what each changes.
 //!
-//! What it does not do: watch files, or keep objects. Decoding is pure; [`read`], [`walk`] and [`read_file`] are all the
+//! [`Folders`] does that for folders, and watches them.
+//!
+//! What it does not do: keep objects. Decoding is pure; [`read`], [`walk`], [`read_file`] and [`Folders::watch`] are all the
 //! input there is.
 
 mod cidr;
@@ -32,6 +34,7 @@ mod decode;
 mod error;
 mod fields;
 mod fingerprint;
+mod folders;
 mod kinds;
 mod meta;
 mod names;
@@ -53,6 +56,7 @@ pub use collection::{Changes, Collection};
 pub use decode::decode;
 pub use error::{Error, Errors, Place, Warning};
 pub use fingerprint::fingerprint;
+pub use folders::{Folders, Reading};
 pub use source::{Part, Position, Source, Walk, is_hidden, is_manifest, read, read_file, walk};
 pub use stack::on_a_deep_stack;
 pub use status::{PodStatus, decode_pod_status, load_pod_status};

@@ -8,8 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use moat_api::{Change, ToldPod};
 use moat_manifests::{Changes, PodStatus};
-use moat_policies::{Cluster, Evaluator, Key, Limits, NamespacedName, Node, Object, Objects, Pod};
+use moat_policies::{
+    Cluster, Evaluator, Key, Labels, Limits, NamespacedName, Node, NodeDelta, Object, Objects, Pod,
+};
 
 use crate::dataplane::{HostPorts, Inside, LocalPod, Senders, Update};
 use crate::podnet::{Attachment, AttachmentKey, host_ports};
@@ -28,6 +31,9 @@ pub struct Desired {
     moved: BTreeSet<IpAddr>,
     /// Prefixes that are the cluster's besides the nodes'.
     more_inside: Vec<IpNet>,
+    /// Somebody else compiles the policies, and tells what they come to. Then there are no policies here, no labels, and no pods
+    /// of other nodes.
+    told: bool,
     /// Where ports of the node led at the last update.
     host_ports: HostPorts,
 }
@@ -44,8 +50,20 @@ impl Desired {
             attachments,
             moved: BTreeSet::new(),
             more_inside: Vec::new(),
+            told: false,
             host_ports: HostPorts::default(),
         }
+    }
+
+    /// The same, of a node that a controller tells what its policies come to.
+    pub fn told_by_a_controller(self) -> Self {
+        debug_assert!(self.objects().keys().next().is_none(), "who compiles is said before any object");
+        Self { told: true, ..self }
+    }
+
+    /// Whether the policies are here, so that a verdict can be explained.
+    pub fn explains(&self) -> bool {
+        !self.told
     }
 
     /// The same, where policies may ask for so much.
@@ -56,9 +74,54 @@ impl Desired {
 
     /// The first update: the objects of the first reading and all attachments.
     pub fn start(&mut self, first: Changes) -> Update {
-        let pods = self.attachments.values().map(|a| (a.pod(), Some(local_pod(a)))).collect();
-        let host_ports = self.moved_ports();
+        let (pods, host_ports) = self.local();
         Update { pods, host_ports, ..self.read(first) }
+    }
+
+    /// The first update: what the controller told first, and all attachments.
+    pub fn start_told(&mut self, first: Change) -> Update {
+        let (pods, host_ports) = self.local();
+        Update { pods, host_ports, ..self.hear(first) }
+    }
+
+    /// All interfaces, and where ports of the node lead.
+    fn local(&mut self) -> (BTreeMap<NamespacedName, Option<LocalPod>>, Option<HostPorts>) {
+        let pods = self.attachments.values().map(|a| (a.pod(), Some(local_pod(a)))).collect();
+        (pods, self.moved_ports())
+    }
+
+    /// The controller tells a change, everything that goes named in it.
+    pub fn hear(&mut self, change: Change) -> Update {
+        debug_assert!(self.told && !change.pods_whole && !change.nodes_whole);
+        let nodes = !change.nodes.is_empty();
+        for (name, node) in change.nodes {
+            match node {
+                Some(node) => self.cluster.apply(Object::Node(node)),
+                None => self.cluster.delete(&Key::Node(name)),
+            }
+        }
+        for (name, pod) in change.pods {
+            let pod = pod.map(|told| self.told_pod(&name, told));
+            self.put(&name, pod);
+        }
+        let (senders, inside) = nodes.then(|| self.about_nodes()).unzip();
+        let mut update = Update { senders, inside, ..self.commit() };
+        update.policy = change.policy;
+        update.moved.extend(change.moved);
+        update
+    }
+
+    fn told_pod(&self, name: &NamespacedName, told: ToldPod) -> Pod {
+        Pod {
+            name: name.clone(),
+            labels: Labels::new(),
+            node: Some(self.node.clone()),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            host_network: false,
+            finished: false,
+            uid: told.uid,
+        }
     }
 
     /// There is a new reading: this is what became different.
@@ -129,9 +192,11 @@ impl Desired {
         moved.then_some(now)
     }
 
-    /// Whether some manifest describes this pod, so that policy can say something about it.
-    pub fn knows(&self, pod: &NamespacedName) -> bool {
-        self.objects().pods().contains_key(pod)
+    /// Whether the source knows this pod, so that policy can say something about it; and knows it by this UID, where both say one:
+    /// another one is another pod of the same name, with labels of its own.
+    pub fn knows(&self, pod: &NamespacedName, uid: Option<&str>) -> bool {
+        let same = |pod: &Pod| uid.zip(pod.uid.as_deref()).is_none_or(|(one, other)| one == other);
+        self.objects().pods().get(pod).is_some_and(same)
     }
 
     /// The objects that policy is compiled from.
@@ -203,7 +268,9 @@ impl Desired {
     }
 
     fn commit(&mut self) -> Update {
-        let policy = self.cluster.commit().remove(&self.node).unwrap_or_default();
+        let compiled = self.cluster.commit().remove(&self.node).unwrap_or_default();
+        // What follows from no policies is not what the controller's come to.
+        let policy = if self.told { NodeDelta::default() } else { compiled };
         Update { policy, moved: std::mem::take(&mut self.moved), ..Update::default() }
     }
 }
@@ -227,7 +294,7 @@ fn local_pod(attachment: &Attachment) -> LocalPod {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moat_policies::{Labels, NetworkPolicy, Peer, Peers, Ports, Rule, Selector, SetChange};
+    use moat_policies::{NetworkPolicy, Peer, Peers, Ports, Rule, Selector, SetChange};
 
     fn pod(name: &str, node: &str, address: &str) -> Object {
         Object::Pod(Pod {
@@ -346,9 +413,9 @@ mod tests {
             assert_eq!(update.moved, [elsewhere].into());
             assert_eq!(desired.objects().pods()[&name].addresses, [address("10.0.1.1")]);
             desired.read(states(Some(PodStatus { finished: true, ..state(None) })));
-            assert!(!desired.knows(&name));
+            assert!(!desired.knows(&name, None));
             desired.read(states(None));
-            assert!(desired.knows(&name));
+            assert!(desired.knows(&name, None));
         }
     }
 

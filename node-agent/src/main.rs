@@ -14,7 +14,8 @@ use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
 use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
-use moat_agent::source::Folders;
+use moat_agent::source::{Endpoint, Source};
+use moat_manifests::Folders;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -150,23 +151,36 @@ impl LogFormat {
     }
 }
 
-/// Where objects come from.
+/// Where policy comes from.
 #[derive(Args)]
 struct SourceArgs {
     /// Name of this node's Node object, whose podCIDRs its pods get their addresses from
     #[arg(long, value_name = "NAME")]
     node: Arc<str>,
     /// Folder of manifests, watched; may be given more than once
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "controller")]
     manifests: Vec<PathBuf>,
     /// Folder of Pods with metadata, spec.nodeName and status only, put over the pods of the same name; watched
     #[arg(long, value_name = "DIR")]
     pod_status: Vec<PathBuf>,
+    /// Follow a controller in place of folders: unix:PATH, or http:// with a loopback address and port. There is no TLS yet.
+    /// What it tells is kept in --state-dir, and enforced where there is none
+    #[arg(long, value_name = "URL", conflicts_with_all = ["manifests", "pod_status"])]
+    controller: Option<Endpoint>,
+    /// With --controller: how long ADD waits until other nodes have said that they know the pod's address, in milliseconds
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 500)]
+    announce_wait: u64,
 }
 
 impl SourceArgs {
-    fn folders(&self) -> Folders {
-        Folders { manifests: self.manifests.clone(), pod_status: self.pod_status.clone() }
+    fn source(&self) -> Source {
+        match &self.controller {
+            Some(controller) => Source::Controller(controller.clone()),
+            None => Source::Folders(Folders {
+                manifests: self.manifests.clone(),
+                pod_status: self.pod_status.clone(),
+            }),
+        }
     }
 }
 
@@ -199,7 +213,8 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
     args.log_format.begin();
     let options = Options {
         node: args.source.node.clone(),
-        folders: args.source.folders(),
+        source: args.source.source(),
+        announce_wait: Duration::from_millis(args.source.announce_wait),
         state_dir: args.state_dir,
         run_dir: args.run_dir,
         listen: args.listen,

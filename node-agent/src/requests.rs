@@ -111,7 +111,7 @@ impl Agent {
                 why,
             ));
         }
-        self.known(pod).await?;
+        self.known(pod, request.pod_uid.as_deref()).await?;
         let attachment = self
             .podnet
             .reserve(Prepare {
@@ -139,6 +139,7 @@ impl Agent {
 
     /// Makes the pod's link, puts its policy in force, and then lets packets pass.
     async fn bring_up(&self, pod: &NamespacedName, attachment: &Attachment) -> Result<(), CniError> {
+        let announced = self.outbox.attach(attachment);
         // While its link is made, the address loses what is left of its last owner's connections.
         let (built, ()) =
             tokio::join!(self.podnet.build(attachment), self.flows.hand_out(attachment.addresses()));
@@ -158,25 +159,35 @@ impl Agent {
             let closed = format!("the pod {pod} is closed: no packet of it would pass");
             return Err(CniError::new(code::TRY_AGAIN, closed, why));
         }
+        // That peers on other nodes know it is for its own good: it is closed to them before, never open.
+        if tokio::time::timeout(self.announce_wait, self.outbox.announced(announced)).await.is_err() {
+            warn!(%pod, "not every node has said that it knows the pod's address; it starts all the same");
+        }
         Ok(self.podnet.activate(attachment, ends).await?)
     }
 
-    /// Waits until some manifest describes the pod: before that nobody knows its policy.
-    async fn known(&self, pod: &NamespacedName) -> Result<(), CniError> {
+    /// Waits until the source knows the pod, this one and not an earlier one of its name: before that nobody knows its policy.
+    async fn known(&self, pod: &NamespacedName, uid: Option<&str>) -> Result<(), CniError> {
         let mut changes = self.readiness.watch();
         let known = async {
-            while !self.desired().knows(pod) {
+            while !self.desired().knows(pod, uid) {
                 if changes.changed().await.is_err() {
                     return;
                 }
             }
         };
         tokio::time::timeout(UNKNOWN_POD, known).await.map_err(|_| {
-            CniError::new(
-                code::TRY_AGAIN,
-                format!("the pod {pod} is not known"),
-                "no manifest in the agent's folders describes it, so nobody knows its policy",
-            )
+            let (what, why) = match self.desired().knows(pod, None) {
+                true => (
+                    format!("another pod {pod} is known"),
+                    "the source knows it with another UID, so nobody knows the policy of this one",
+                ),
+                false => (
+                    format!("the pod {pod} is not known"),
+                    "neither a manifest nor the controller has told of it on this node, so nobody knows its policy",
+                ),
+            };
+            CniError::new(code::TRY_AGAIN, what, why)
         })
     }
 
@@ -203,8 +214,17 @@ impl Agent {
 
     /// Takes an attachment out of the kernel's tables: from then on its packets are an unknown pod's, and dropped.
     async fn forget(&self, key: &AttachmentKey) {
-        if let Err(error) = self.change(|desired| desired.detach(key)).done().await {
+        let mut gone = Vec::new();
+        let ticket = self.change(|desired| {
+            let update = desired.detach(key);
+            gone.extend(update.pods.keys().cloned());
+            update
+        });
+        if let Err(error) = ticket.done().await {
             warn!(%key, "the tables still hold a pod that is going: {error}");
+        }
+        for pod in gone {
+            self.outbox.detach(pod);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use moat_manifests::Errors;
+use moat_manifests::{Errors, Folders, Reading};
 use moat_policies::{Key, NamespacedName};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,15 +26,17 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::podnet::{Mode, PodNet, PodNetConfig};
 use crate::readiness::{Nth, Readiness};
-use crate::source::{Folders, Reading};
+use crate::source::{self, News, Outbox, Source, Told};
 
 /// How the agent is to work.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The name of this node's Node object.
     pub node: Arc<str>,
-    /// Where objects come from.
-    pub folders: Folders,
+    /// Where policy comes from.
+    pub source: Source,
+    /// How long ADD waits until nodes of the same controller know the pod's address.
+    pub announce_wait: Duration,
     /// Where attachments are kept.
     pub state_dir: PathBuf,
     /// Where the socket is.
@@ -59,6 +61,26 @@ pub struct Options {
     pub pod_to_node: PodToNode,
 }
 
+/// What a state of the source is called: by people, and by the controller it came from.
+#[derive(Clone, Debug)]
+struct Name {
+    text: String,
+    /// Connection and revision.
+    told: Option<(u64, u64)>,
+}
+
+impl Name {
+    fn of(news: &News) -> Self {
+        match news {
+            News::Read(reading) => Self { text: reading.fingerprint.clone(), told: None },
+            News::Told(told) => {
+                Self { text: told.name.clone(), told: Some((told.connection, told.revision)) }
+            }
+            News::Refused(_) | News::Alone(_) => Self { text: String::new(), told: None },
+        }
+    }
+}
+
 /// What requests and readings work on.
 pub(crate) struct Agent {
     pub(crate) desired: Arc<Mutex<Desired>>,
@@ -66,8 +88,11 @@ pub(crate) struct Agent {
     /// Before the data plane, so that it ends first: it listens to it.
     pub(crate) flows: Flows,
     dataplane: Dataplane,
-    /// Readings that new connections follow, and when the others do.
-    followed: mpsc::UnboundedSender<(Nth, String, Cut)>,
+    /// What new connections follow, and when the others do.
+    followed: mpsc::UnboundedSender<(Nth, Name, Cut)>,
+    /// What the controller is told; nobody, where there is none.
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) announce_wait: Duration,
     pub(crate) podnet: PodNet,
     /// Whether ports of the node can lead to pods.
     pub(crate) host_ports: bool,
@@ -92,20 +117,42 @@ impl Agent {
         self.desired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a reading in force.
-    async fn apply(&self, reading: Reading) {
-        let Reading { changes, fingerprint } = reading;
+    /// Takes in what the source says.
+    async fn take(&self, news: News) {
+        let name = Name::of(&news);
+        match news {
+            News::Read(Reading { changes, fingerprint: _ }) => {
+                changes.warnings.iter().for_each(|w| warn!("{w}"));
+                let nodes = changes.are_about(|key| matches!(key, Key::Node(_)));
+                self.apply(name, nodes, |desired| desired.read(changes)).await;
+            }
+            News::Told(Told { change, .. }) => {
+                let nodes = !change.nodes.is_empty();
+                self.apply(name, nodes, |desired| desired.hear(change)).await;
+            }
+            News::Refused(errors) => refused(&self.readiness, &self.metrics, &errors),
+            News::Alone(why) => alone(&self.readiness, &why),
+        }
+    }
+
+    /// Puts a reading, or what a controller told, in force.
+    async fn apply(&self, name: Name, nodes: bool, change: impl FnOnce(&mut Desired) -> Update) {
         let nth = self.readiness.reading();
-        changes.warnings.iter().for_each(|w| warn!("{w}"));
-        let nodes = changes.are_about(|key| matches!(key, Key::Node(_)));
-        match self.change(|desired| desired.read(changes)).done().await {
+        match self.change(change).done().await {
             Ok(cut) => {
                 self.metrics.readings.inc();
+                if let Some((connection, revision)) = name.told {
+                    let closed = self.dataplane.closed().borrow().len();
+                    self.outbox.in_force(connection, revision, closed);
+                }
                 // Not waited for here: a newer reading goes into the kernel meanwhile.
-                let _ = self.followed.send((nth, fingerprint, cut));
+                let _ = self.followed.send((nth, name, cut));
             }
             Err(error) => {
                 error!("a reading is not wholly in force: {error:#}");
+                if let Some((connection, _)) = name.told {
+                    self.outbox.failed(connection, error.to_string());
+                }
                 self.readiness.failed(error.to_string());
             }
         }
@@ -133,27 +180,45 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let metrics = Arc::new(Metrics::default());
     let pages = http::Pages { readiness: readiness.clone(), metrics: metrics.clone() };
     let mut http = tokio::spawn(http::serve(options.listen, pages, stop.clone()));
-    let mut readings = watch(options.folders.clone())?;
+    let outbox = Arc::new(Outbox::default());
+    let (mut source, ended) = match &options.source {
+        Source::Folders(folders) => {
+            (watch(folders.clone())?, "the manifest folders are not watched any more")
+        }
+        Source::Controller(endpoint) => {
+            let (node, state_dir) = (options.node.clone(), options.state_dir.clone());
+            let news = source::follow(endpoint.clone(), node, state_dir, outbox.clone(), stop.clone());
+            (
+                news.context("cannot keep what the controller tells")?,
+                "the controller is not followed any more",
+            )
+        }
+    };
 
     let first = loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             ended = &mut http => return ended.context("HTTP server")?,
-            reading = readings.recv() => match reading.context("the manifest folders are not watched any more")? {
-                Ok(reading) => break reading,
-                Err(errors) => refused(&readiness, &metrics, &errors),
+            news = source.recv() => match news.context(ended)? {
+                News::Refused(errors) => refused(&readiness, &metrics, &errors),
+                News::Alone(why) => alone(&readiness, &why),
+                first @ (News::Read(_) | News::Told(_)) => break first,
             },
         }
     };
-    let fingerprint = first.fingerprint.clone();
-    let agent = Arc::new(start(&options, first, readiness, metrics).await?);
+    let name = Name::of(&first);
+    let agent = Arc::new(start(&options, first, readiness, metrics, outbox).await?);
 
     let cni = CniServer::bind(&options.run_dir.join("agent.sock"))?;
     // Requests wait in the socket's queue from now on. Whoever found nobody listening before left a note.
     agent.work_off_notes().await;
     let cni = tokio::spawn(cni.serve(agent.clone(), stop.clone().cancelled_owned()));
     // Only now: whoever is told so may send pods at once.
-    agent.readiness.applied(agent.readiness.reading(), fingerprint);
+    agent.readiness.applied(agent.readiness.reading(), name.text.clone());
+    if let Some((connection, revision)) = name.told {
+        agent.outbox.in_force(connection, revision, agent.dataplane.closed().borrow().len());
+        agent.outbox.followed(connection, revision);
+    }
     info!(node = %options.node, "ready");
 
     let defect = defect(agent.dataplane.ended(), agent.flows.ended());
@@ -163,10 +228,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             () = stop.cancelled() => break,
             thread = &mut defect => bail!("the thread that {thread} has ended, by a defect that it told above"),
             ended = &mut http => return ended.context("HTTP server")?,
-            reading = readings.recv() => match reading.context("the manifest folders are not watched any more")? {
-                Ok(reading) => agent.apply(reading).await,
-                Err(errors) => refused(&agent.readiness, &agent.metrics, &errors),
-            },
+            news = source.recv() => agent.take(news.context(ended)?).await,
         }
     }
     info!("stopping; what is in the kernel stays in force");
@@ -186,9 +248,10 @@ async fn defect(writes: CancellationToken, looks: CancellationToken) -> &'static
 /// Takes the node over: pod network, then policy of all pods at once.
 async fn start(
     options: &Options,
-    first: Reading,
+    first: News,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
+    outbox: Arc<Outbox>,
 ) -> anyhow::Result<Agent> {
     let mut podnet = PodNetConfig::new(&options.state_dir);
     podnet.address_rest = options.address_rest;
@@ -197,12 +260,21 @@ async fn start(
     let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
         .await?
         .context("cannot take the pod network over")?;
-    first.changes.warnings.iter().for_each(|w| warn!("{w}"));
-
     let mut desired = Desired::new(options.node.clone(), podnet.attachments())
         .limited(options.limits.of_the_engine())
         .also_inside(options.inside.clone());
-    let update = desired.start(first.changes);
+    let update = match first {
+        News::Read(Reading { changes, fingerprint: _ }) => {
+            changes.warnings.iter().for_each(|w| warn!("{w}"));
+            desired.start(changes)
+        }
+        News::Told(told) => {
+            desired = desired.told_by_a_controller();
+            desired.start_told(told.change)
+        }
+        News::Refused(_) | News::Alone(_) => bail!("the source has not said anything yet"),
+    };
+    outbox.begin(podnet.attachments());
     let tunnel = options.mode != Mode::Routed;
     let mut layout = LayoutConfig {
         tunnel,
@@ -211,7 +283,7 @@ async fn start(
         ..LayoutConfig::default()
     };
     match desired.node() {
-        None => warn!("no manifest describes Node {}: no pod gets an address before one does", options.node),
+        None => warn!("nothing describes Node {}: no pod gets an address before one does", options.node),
         Some(node) => {
             layout.v4 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv4());
             layout.v6 = node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
@@ -247,14 +319,26 @@ async fn start(
     metrics.flows(FlowNumbers(flows.stats().clone()));
     tell_closed(dataplane.closed(), readiness.clone());
     metrics.readings.inc();
-    let followed = follow(readiness.clone());
+    let followed = follow(readiness.clone(), outbox.clone());
     let desired = Arc::new(Mutex::new(desired));
     let droplog = DropLog::start(log, desired.clone()).context("cannot read the drop log")?;
     let numbers = DropNumbers::open(desired.clone(), droplog.stats().clone());
     metrics.drops(numbers.context("cannot read the counters of drops")?);
     let host_ports = able.translate;
-    let agent =
-        Agent { desired, droplog, flows, dataplane, followed, podnet, host_ports, readiness, metrics };
+    let announce_wait = options.announce_wait;
+    let agent = Agent {
+        desired,
+        droplog,
+        flows,
+        dataplane,
+        followed,
+        outbox,
+        announce_wait,
+        podnet,
+        host_ports,
+        readiness,
+        metrics,
+    };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
     agent.podnet.keep(agent.metrics.mended.clone()).context("cannot watch over the pod network")?;
@@ -272,15 +356,24 @@ fn tell_closed(mut closed: watch::Receiver<Closed>, readiness: Arc<Readiness>) {
 }
 
 /// Says of each reading, in their order, when connections that were there follow it too.
-fn follow(readiness: Arc<Readiness>) -> mpsc::UnboundedSender<(Nth, String, Cut)> {
-    let (followed, mut readings) = mpsc::unbounded_channel::<(Nth, String, Cut)>();
+fn follow(readiness: Arc<Readiness>, outbox: Arc<Outbox>) -> mpsc::UnboundedSender<(Nth, Name, Cut)> {
+    let (followed, mut readings) = mpsc::unbounded_channel::<(Nth, Name, Cut)>();
     tokio::spawn(async move {
-        while let Some((nth, fingerprint, cut)) = readings.recv().await {
+        while let Some((nth, name, cut)) = readings.recv().await {
             cut.done().await;
-            readiness.applied(nth, fingerprint);
+            if let Some((connection, revision)) = name.told {
+                outbox.followed(connection, revision);
+            }
+            readiness.applied(nth, name.text);
         }
     });
     followed
+}
+
+fn alone(readiness: &Readiness, why: &str) {
+    warn!("no controller, what it told stays in force: {why}");
+    readiness.reading();
+    readiness.failed(why.to_owned());
 }
 
 fn refused(readiness: &Readiness, metrics: &Metrics, errors: &Errors) {
@@ -293,12 +386,15 @@ fn refused(readiness: &Readiness, metrics: &Metrics, errors: &Errors) {
 }
 
 /// Readings from a thread of its own: it waits for the kernel.
-fn watch(folders: Folders) -> anyhow::Result<mpsc::Receiver<Result<Reading, Errors>>> {
+fn watch(folders: Folders) -> anyhow::Result<mpsc::Receiver<News>> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::Builder::new()
         .name("source".to_owned())
         .spawn(move || {
-            if let Err(error) = folders.watch(|reading| sender.blocking_send(reading).is_ok()) {
+            let tell = |reading: Result<_, _>| {
+                sender.blocking_send(reading.map_or_else(News::Refused, News::Read)).is_ok()
+            };
+            if let Err(error) = folders.watch(tell) {
                 error!("cannot watch the manifest folders: {error}");
             }
         })

@@ -35,7 +35,7 @@ mod selector;
 mod sharing;
 
 pub use block::{Block, BlockError};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, NodeView};
 pub use evaluate::{Evaluator, Judgement, Matrix, Party};
 pub use flow::{
     Candidate, Endpoint, Family, Flow, Miss, Reason, RuleRef, Side, Traffic, UnknownEndpoint, Verdict,

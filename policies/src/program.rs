@@ -59,6 +59,18 @@ pub struct Program {
     pub excess: Option<Excess>,
 }
 
+impl Program {
+    /// The sets that it looks into; one may be named more than once.
+    pub fn sets(&self) -> impl Iterator<Item = SetId> {
+        let allows = self.every.iter().chain(self.classes.iter().map(|class| &class.allow));
+        let set = |allow: &Allow| match allow {
+            Allow::Everyone => None,
+            Allow::Set(id) => Some(*id),
+        };
+        allows.filter_map(set).chain(self.named)
+    }
+}
+
 /// How much the policies of one pod may ask for in one direction. By default nothing is limited.
 ///
 /// Whose policies ask for more has a program that allows nobody and says why. So one pod's policies cannot hold up the
@@ -75,6 +87,21 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { classes: usize::MAX, work: usize::MAX }
+    }
+}
+
+impl Limits {
+    /// So much work on each class that may be: the defaults together allow a merged list of prefixes for each that is as long
+    /// as would fit in a node's allow sets if all classes had one. Docs: how long that takes.
+    const WORK_OF_A_CLASS: usize = 8192;
+
+    /// The port classes that a program may have where nobody says otherwise. The kernel has a chain and up to four sets for
+    /// each.
+    pub const CLASSES: usize = 256;
+
+    /// So many port classes, and the work that such programs can need.
+    pub fn of_classes(classes: usize) -> Self {
+        Self { classes, work: classes.saturating_mul(Self::WORK_OF_A_CLASS) }
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! setup ──▶ programs that the tests call (apt, go), once
-//! lab   ──▶ build release binaries ──▶ moat lab …
+//! lab ──▶ build release binaries ──▶ moat lab …
+//! cluster ──▶ build Kubernetes, once; release binaries ──▶ moat-cluster …
+//! image ──▶ static binaries ──▶ an OCI archive
 //! test  ──▶ setup ──▶ build every binary ──▶ cargo test --workspace
 //! ci    ──▶ fmt, clippy, rustdoc, links, cargo deny ──▶ test
 //! fuzz  ──▶ cargo-fuzz, once ──▶ build the targets ──▶ run each for a while
@@ -12,10 +14,14 @@
 //!
 //! Nothing here decides anything about moat: it calls cargo and what cargo built.
 
+mod archive;
 mod bench;
 mod ci;
+mod cluster;
 mod docs;
 mod fuzz;
+mod image;
+mod kubernetes;
 mod lab;
 mod process;
 mod setup;
@@ -43,7 +49,11 @@ struct Args {
 #[derive(Subcommand)]
 enum Chore {
     /// Install what the tests need and cargo cannot fetch (as root), or say which packages to install
-    Setup,
+    Setup {
+        /// Build Kubernetes for the local cluster as well: 10 to 20 minutes, once
+        #[arg(long)]
+        kubernetes: bool,
+    },
     /// Build moat, moat-agent and moat-cni for release, then run `moat lab` with the arguments given
     ///
     /// `cargo xtask lab run -f DIR` builds node and pod namespaces for the manifests in DIR, sends real packets, and
@@ -54,6 +64,17 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+    /// A real Kubernetes cluster on this machine: `up`, `status`, `kubectl`, `e2e`, `down`
+    ///
+    /// Builds Kubernetes from its Go modules into the cache, once. Each node is a set of namespaces with a kubelet and a
+    /// containerd of its own; needs root, and nothing else: no Docker, no registry. `down` leaves nothing behind.
+    Cluster {
+        /// Handed to `moat-cluster` as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Write moat's programs as a container image, without Docker: an OCI archive of static binaries, from scratch
+    Image(image::Options),
     /// Run every test: set up, build, then `cargo test --workspace`, the lab with real packets included
     Test {
         /// Handed to `cargo test` as they are, e.g. `-p moat-policies` or a test's name
@@ -82,8 +103,11 @@ enum Chore {
 
 fn main() -> ExitCode {
     let done = match Args::parse().chore {
-        Chore::Setup => setup::run(),
+        Chore::Setup { kubernetes: true } => kubernetes::run(),
+        Chore::Setup { kubernetes: false } => setup::run(),
         Chore::Lab { args } => lab::run(&args),
+        Chore::Cluster { args } => cluster::run(&args),
+        Chore::Image(options) => image::run(&options),
         Chore::Test { args } => test::run(&args),
         Chore::Ci => ci::run(),
         Chore::Fuzz(options) => fuzz::run(&options),

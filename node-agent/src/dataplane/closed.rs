@@ -25,16 +25,13 @@ pub struct Limits {
 impl Limits {
     /// What the engine is not to work out.
     pub fn of_the_engine(&self) -> policies::Limits {
-        policies::Limits { classes: self.classes, work: self.classes.saturating_mul(WORK_OF_A_CLASS) }
+        policies::Limits::of_classes(self.classes)
     }
 }
 
-/// So much work on each class that may be. Docs: how long that takes.
-const WORK_OF_A_CLASS: usize = 8192;
-
 impl Default for Limits {
     fn default() -> Self {
-        Self { classes: 256, prefixes: 20_000, elements: 300_000 }
+        Self { classes: policies::Limits::CLASSES, prefixes: 20_000, elements: 300_000 }
     }
 }
 

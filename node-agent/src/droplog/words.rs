@@ -51,7 +51,7 @@ pub(super) fn dropped(kind: &Kind, interfaces: &Interfaces, time: SystemTime, de
         direction: point.direction.to_string(),
         pod: interfaces.on(point.direction).and_then(|i| desired.pod_of(i)).map(|pod| pod.to_string()),
         reason: point.reason.to_string(),
-        explanation: explanation(*point, headers, &evaluator),
+        explanation: explanation(*point, headers, &evaluator, desired),
         count: 1,
         since: None,
     }
@@ -91,8 +91,9 @@ impl Names {
             allowed: denied.is_none(),
             revoked: flow.revoked,
             reason: denied.map(|point| point.to_string()),
-            explanation: denied
-                .map(|point| explanation(point, &headers, &desired.evaluator_of(&[source, destination]))),
+            explanation: denied.map(|point| {
+                explanation(point, &headers, &desired.evaluator_of(&[source, destination]), desired)
+            }),
         }
     }
 
@@ -123,8 +124,11 @@ fn end(address: Option<IpAddr>, evaluator: &Evaluator<'_>, objects: &Objects) ->
 }
 
 /// Why, in one sentence.
-fn explanation(point: DropPoint, headers: &Headers, evaluator: &Evaluator<'_>) -> String {
+fn explanation(point: DropPoint, headers: &Headers, evaluator: &Evaluator<'_>, desired: &Desired) -> String {
     let fixed = match point.reason {
+        DropReason::Policy if !desired.explains() => {
+            "no policy allows it; the policies are the controller's: `moat reach` says which"
+        }
         DropReason::Policy => return policy(point.direction, headers, evaluator),
         DropReason::Revoked => "its connection was allowed once and is not any more",
         DropReason::Invalid => "it belongs to no connection and cannot open one",

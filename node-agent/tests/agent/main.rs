@@ -7,6 +7,7 @@
 mod netns;
 
 mod bad_folder;
+mod controller;
 mod counts;
 mod guard;
 mod killed;

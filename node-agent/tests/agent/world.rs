@@ -12,7 +12,7 @@ use crate::netns::{Namespace, Plugin, addresses};
 /// An agent that has not done it by then never will.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9469);
+pub(crate) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9469);
 
 /// The node, and what its agent works on.
 pub(crate) struct World {
@@ -116,23 +116,12 @@ impl World {
 
     /// What the agent says of itself; `None` where it does not answer.
     pub(crate) fn readyz(&self) -> Option<Ready> {
-        let answer = self.get("/readyz")?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split_whitespace().nth(1)?.parse().ok()?;
-        Some(Ready { status, body: body.to_owned() })
+        readyz(&self.node)
     }
 
     /// A page of the agent, head and body.
     pub(crate) fn get(&self, page: &'static str) -> Option<String> {
-        self.node.run(move || {
-            let mut stream = TcpStream::connect_timeout(&LISTEN, Duration::from_secs(5)).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-            let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).ok()?;
-            Some(answer)
-        })
+        get(&self.node, page)
     }
 
     /// Waits for a condition; what the agent said is shown where it does not come.
@@ -198,6 +187,27 @@ impl World {
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
+}
+
+/// What the agent of a node says of itself; `None` where it does not answer.
+pub(crate) fn readyz(node: &Namespace) -> Option<Ready> {
+    let answer = get(node, "/readyz")?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Ready { status, body: body.to_owned() })
+}
+
+/// A page of the agent of a node, head and body.
+fn get(node: &Namespace, page: &'static str) -> Option<String> {
+    node.run(move || {
+        let mut stream = TcpStream::connect_timeout(&LISTEN, Duration::from_secs(5)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    })
 }
 
 impl Drop for World {

@@ -281,18 +281,21 @@ impl Drop for TestNode {
 /// The plugin's binary, built once.
 pub(crate) fn plugin_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let profile_dir = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "moat-cni", "--bin", "moat-cni"]);
-        if profile_dir.ends_with("release") {
-            build.arg("--release");
-        }
-        build.arg("--target-dir").arg(profile_dir.parent().unwrap());
-        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-        assert!(status.success(), "moat-cni cannot be built");
-        profile_dir.join("moat-cni")
-    })
+    BINARY.get_or_init(|| binary("moat-cni"))
+}
+
+/// A program of the workspace, built as the tests are. Its package is called as it is.
+pub(crate) fn binary(name: &str) -> PathBuf {
+    let profile_dir = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", name, "--bin", name]);
+    if profile_dir.ends_with("release") {
+        build.arg("--release");
+    }
+    build.arg("--target-dir").arg(profile_dir.parent().unwrap());
+    let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+    assert!(status.success(), "{name} cannot be built");
+    profile_dir.join(name)
 }
 
 /// The plugin, configured for one node's socket.

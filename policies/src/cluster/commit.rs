@@ -141,7 +141,7 @@ impl Compiler {
         }
     }
 
-    fn pod_programs(&self, programs: [Option<ProgramIx>; 2]) -> PodPrograms {
+    pub(super) fn pod_programs(&self, programs: [Option<ProgramIx>; 2]) -> PodPrograms {
         let id = |direction: Direction| Some(self.programs.entries[programs[direction as usize]?].id);
         PodPrograms { ingress: id(Direction::Ingress), egress: id(Direction::Egress) }
     }

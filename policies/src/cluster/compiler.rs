@@ -23,7 +23,7 @@ pub(super) struct Compiler {
     pub(super) rules: Rules,
     policies: HashMap<NamespacedName, Held>,
     pub(super) pods: Arena<PodEntry>,
-    pod_names: PodNames,
+    pub(super) pod_names: PodNames,
     pub(super) claims: Claims,
     pub(super) programs: Programs,
     pub(super) sets: Sets,

@@ -23,12 +23,15 @@ mod rules;
 mod selector_index;
 mod sets;
 mod subjects;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashSet;
+
+pub use self::view::NodeView;
 
 use self::compiler::Compiler;
 use crate::objects::Stored;

@@ -54,7 +54,7 @@ pub(super) struct Programs {
     dirty_recipes: Vec<RecipeIx>,
     unused_recipes: Vec<RecipeIx>,
     pub(super) entries: Arena<ProgramEntry>,
-    by_id: HashMap<ProgramId, ProgramIx>,
+    pub(super) by_id: HashMap<ProgramId, ProgramIx>,
     unused: Vec<ProgramIx>,
     pub(super) limits: Limits,
 }

@@ -50,7 +50,7 @@ impl Term {
 #[derive(Default)]
 pub(super) struct Sets {
     pub(super) entries: Arena<Set>,
-    by_id: HashMap<SetId, SetIx>,
+    pub(super) by_id: HashMap<SetId, SetIx>,
     dirty: Vec<SetIx>,
     unused: Vec<SetIx>,
 }

@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use moat_agent::source::{Folders, Reading};
-use moat_manifests::Errors;
+use moat_manifests::{Errors, Folders, Reading};
 use moat_policies::{Key, NamespacedName, Object};
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use moat_manifests::{Collection, Error, Errors, Part, Position, read_file, walk};
+use crate::{Collection, Error, Errors, Part, Position, read_file, walk};
 
 use super::watch::{News, Watch};
 use super::{Folders, Reading};

@@ -1,0 +1,84 @@
+//! `/healthz`, `/readyz` and `/metrics`, for people and probes.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::index::Index;
+use crate::metrics::Metrics;
+
+/// What the source has said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Names the last good reading; `None` before the first.
+    pub taken: Option<String>,
+    /// What is wrong with the newest one, one problem a line.
+    pub error: Option<String>,
+}
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub struct Pages {
+    /// What the source has said.
+    pub reading: watch::Receiver<Reading>,
+    /// What there is.
+    pub index: Arc<Mutex<Index>>,
+    /// The numbers.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Listens at `address`, and serves until `stop`.
+pub async fn serve(address: SocketAddr, pages: Pages, stop: CancellationToken) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; give another --http"))?;
+    let app = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(pages);
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await.context("HTTP server")
+}
+
+/// Ready is who serves what its source says: agents that lag are told, and are no reason not to serve the others.
+async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
+    let Reading { taken, error } = pages.reading.borrow().clone();
+    let mut body = match &taken {
+        Some(fingerprint) => format!("serving {fingerprint}\n"),
+        None => "nothing is served yet\n".to_owned(),
+    };
+    for line in error.iter().flat_map(|error| error.lines()) {
+        body.push_str(&format!("error {line}\n"));
+    }
+    for agent in pages.index.lock().unwrap_or_else(PoisonError::into_inner).agents() {
+        let state = if agent.current { "current" } else { "behind" };
+        body.push_str(&format!("agent {} {state}", agent.node));
+        if agent.closed > 0 {
+            body.push_str(&format!(", {} pods closed", agent.closed));
+        }
+        let words: Vec<&str> = agent.error.split_whitespace().collect();
+        if !words.is_empty() {
+            body.push_str(&format!(": {}", words.join(" ")));
+        }
+        body.push('\n');
+    }
+    let ready = taken.is_some() && error.is_none();
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+async fn metrics(State(pages): State<Pages>) -> (StatusCode, String) {
+    let mut text = String::new();
+    match encode(&mut text, pages.metrics.registry()) {
+        Ok(()) => (StatusCode::OK, text),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+    }
+}

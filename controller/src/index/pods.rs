@@ -1,0 +1,101 @@
+//! Pods as the source describes them, with the addresses that their nodes say they have.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use moat_api::{Attached, Attachments};
+use moat_manifests::PodStatus;
+use moat_policies::{NamespacedName, Objects, Pod};
+
+/// What is known of pods beside the objects that policy is compiled from.
+#[derive(Default)]
+pub(super) struct Pods {
+    /// Pods as the source has them, where the objects have them otherwise.
+    described: BTreeMap<NamespacedName, Pod>,
+    /// What the source puts over the pods of these names.
+    states: BTreeMap<NamespacedName, PodStatus>,
+    /// The interfaces of each node whose agent has said which there are. Of such a node's pods nobody else says the addresses.
+    heard: HashMap<Arc<str>, BTreeMap<NamespacedName, Attached>>,
+}
+
+impl Pods {
+    /// The pod as the source has it.
+    pub(super) fn description(&self, name: &NamespacedName, objects: &Objects) -> Option<Pod> {
+        self.described.get(name).or_else(|| objects.pods().get(name)).cloned()
+    }
+
+    /// The source describes the pod like this, or no longer. Returns it where it is, with the addresses that it has.
+    pub(super) fn describe(
+        &mut self,
+        name: &NamespacedName,
+        description: Option<Pod>,
+        objects: &Objects,
+    ) -> Option<Pod> {
+        let located = description.clone().map(|pod| self.located(pod, objects));
+        match description.filter(|pod| located.as_ref() != Some(pod)) {
+            Some(description) => drop(self.described.insert(name.clone(), description)),
+            None => drop(self.described.remove(name)),
+        }
+        located
+    }
+
+    /// The source puts this over the pod of that name, or nothing.
+    pub(super) fn put_state(&mut self, name: NamespacedName, state: Option<PodStatus>) {
+        match state {
+            Some(state) => drop(self.states.insert(name, state)),
+            None => drop(self.states.remove(&name)),
+        }
+    }
+
+    /// A node's agent says which interfaces there are. Returns the pods that this is about: `None`, any pod of the node.
+    pub(super) fn hear(&mut self, node: &Arc<str>, attachments: &Attachments) -> Option<Vec<NamespacedName>> {
+        if attachments.whole {
+            let there = attachments.pods.iter().filter_map(|(name, a)| Some((name.clone(), a.clone()?)));
+            self.heard.insert(node.clone(), there.collect());
+            return None;
+        }
+        let heard = self.heard.entry(node.clone()).or_default();
+        for (name, attached) in &attachments.pods {
+            match attached {
+                Some(attached) => drop(heard.insert(name.clone(), attached.clone())),
+                None => drop(heard.remove(name)),
+            }
+        }
+        Some(attachments.pods.keys().cloned().collect())
+    }
+
+    /// Nobody says anything of this node's interfaces any more.
+    pub(super) fn forget(&mut self, node: &str) {
+        self.heard.remove(node);
+    }
+
+    /// The pod where it is, with the addresses that it has.
+    fn located(&self, mut pod: Pod, objects: &Objects) -> Pod {
+        if let Some(state) = self.states.get(&pod.name) {
+            state.put_over(&mut pod);
+        }
+        if pod.host_network {
+            return pod;
+        }
+        let Some((node, heard)) = pod.node.as_ref().and_then(|node| self.heard.get_key_value(node)) else {
+            return pod;
+        };
+        let same = |attached: &&Attached| match (&attached.uid, &pod.uid) {
+            (Some(made_for), Some(uid)) => made_for == uid,
+            _ => true,
+        };
+        let attached = heard.get(&pod.name).filter(same);
+        let blocks = objects.nodes().get(node).map_or(&[][..], |node| &node.pod_cidrs);
+        let addresses = attached.into_iter().flat_map(|attached| &attached.addresses).copied();
+        pod.addresses = addresses.filter(|address| is_the_nodes(*address, blocks)).collect();
+        pod
+    }
+}
+
+/// Whether a node may say of an address that a pod of it has it. An agent that is not itself any more could otherwise take other
+/// nodes' pods out of every set by claiming their addresses.
+fn is_the_nodes(address: IpAddr, blocks: &[IpNet]) -> bool {
+    blocks.iter().any(|block| block.contains(&address))
+}

@@ -1,0 +1,209 @@
+//! The stream to each agent.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use moat_api::wire::policies_server::{Policies, PoliciesServer};
+use moat_api::wire::{self, from_agent, from_controller};
+use moat_api::{Attachments, Hello, LARGEST_FROM_AGENT, LARGEST_FROM_CONTROLLER};
+use tokio::sync::{Notify, mpsc};
+use tokio::time;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::codec::Streaming;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use crate::index::{AgentId, Index, Outgoing, common_level};
+use crate::listen::Listener;
+use crate::metrics::Metrics;
+
+/// How long an agent may take to say who it is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a connection is asked whether it lives, and how long it may take to answer.
+const ALIVE: Duration = Duration::from_secs(10);
+
+/// How long news may wait that no packet depends on yet.
+const UNPRESSING: Duration = Duration::from_secs(1);
+
+/// What all connections work on. Cheap to clone.
+#[derive(Clone)]
+pub struct Serve {
+    index: Arc<Mutex<Index>>,
+    metrics: Arc<Metrics>,
+    /// This process, for agents: another one counts its revisions otherwise.
+    name: Arc<str>,
+    stop: CancellationToken,
+}
+
+type Sender = mpsc::Sender<Result<wire::FromController, Status>>;
+
+impl Serve {
+    /// Serves what `index` holds.
+    pub fn new(
+        index: Arc<Mutex<Index>>,
+        metrics: Arc<Metrics>,
+        name: Arc<str>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { index, metrics, name, stop }
+    }
+
+    /// Serves whoever connects, until the token that it was made with is cancelled.
+    pub async fn run(self, listener: Listener) -> Result<(), tonic::transport::Error> {
+        let stop = self.stop.clone();
+        let flush = self.clone();
+        let flusher = tokio::spawn(async move { flush.flush().await });
+        let service = PoliciesServer::new(self)
+            .max_decoding_message_size(LARGEST_FROM_AGENT)
+            .max_encoding_message_size(LARGEST_FROM_CONTROLLER);
+        let router = Server::builder()
+            .http2_keepalive_interval(Some(ALIVE))
+            .http2_keepalive_timeout(Some(ALIVE))
+            .tcp_nodelay(true)
+            .add_service(service);
+        let stopped = stop.clone().cancelled_owned();
+        let served = match listener {
+            Listener::Tcp(listener) => {
+                router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await
+            }
+            Listener::Unix(listener) => {
+                router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
+            }
+        };
+        flusher.abort();
+        served
+    }
+
+    async fn flush(&self) {
+        let mut ticks = time::interval(UNPRESSING);
+        ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.index().flush();
+        }
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves one agent to its end.
+    async fn agent(self, mut from: Streaming<wire::FromAgent>, to: Sender) {
+        let refuse = async |status: Status| {
+            self.metrics.refused.inc();
+            warn!("an agent is refused: {}", status.message());
+            // Who does not read it has gone.
+            let _ = to.send(Err(status)).await;
+        };
+        let hello = match time::timeout(PATIENCE, self.hello(&mut from)).await {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(status)) => return refuse(status).await,
+            Err(_) => return refuse(Status::deadline_exceeded("no Hello")).await,
+        };
+        let Some(level) = common_level(hello.level) else {
+            let status = "this agent speaks no level of the protocol that this controller knows";
+            return refuse(Status::failed_precondition(status)).await;
+        };
+        let welcome = wire::Welcome { level, controller: self.name.to_string() };
+        if send(&to, from_controller::What::Welcome(welcome)).await.is_err() {
+            return;
+        }
+        let wake = Arc::new(Notify::new());
+        let id = self.index().join(&hello, wake.clone());
+        info!(node = %hello.node, version = hello.version, "an agent is there");
+        let why = tokio::select! {
+            () = self.stop.cancelled() => "the controller stops".to_owned(),
+            () = self.tell(id, &wake, &to) => "it has gone, or another one speaks for its node".to_owned(),
+            heard = self.hear(id, &mut from) => match heard {
+                Ok(()) => "it has hung up".to_owned(),
+                Err(status) => {
+                    let why = status.message().to_owned();
+                    let _ = to.try_send(Err(status));
+                    why
+                }
+            },
+        };
+        self.index().leave(id);
+        info!(node = %hello.node, "an agent is not served any more: {why}");
+    }
+
+    async fn hello(&self, from: &mut Streaming<wire::FromAgent>) -> Result<Hello, Status> {
+        match from.message().await?.and_then(|message| message.what) {
+            Some(from_agent::What::Hello(hello)) => Hello::try_from(hello).map_err(invalid),
+            _ => Err(Status::invalid_argument("the first message is to be a Hello")),
+        }
+    }
+
+    /// Sends what there is to be sent, for as long as this agent speaks for its node and reads.
+    async fn tell(&self, id: AgentId, wake: &Notify, to: &Sender) {
+        loop {
+            wake.notified().await;
+            // There is room for one message: an agent that does not read leaves its news where they are, as names.
+            let Ok(room) = to.reserve().await else { return };
+            let taken = self.index().take(id);
+            let Some(Outgoing { change, announced }) = taken else {
+                room.send(Err(Status::aborted("another agent speaks for this node now")));
+                return;
+            };
+            let mut messages = Vec::new();
+            if let Some((revision, change)) = change {
+                self.metrics.updates.inc();
+                messages.push(from_controller::What::Update(moat_api::update(revision, &change)));
+            }
+            messages
+                .extend(announced.map(|number| from_controller::What::Announced(wire::Announced { number })));
+            let mut messages = messages.into_iter().map(|what| Ok(wire::FromController { what: Some(what) }));
+            if let Some(message) = messages.next() {
+                room.send(message);
+            }
+            for message in messages {
+                if to.send(message).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn hear(&self, id: AgentId, from: &mut Streaming<wire::FromAgent>) -> Result<(), Status> {
+        while let Some(message) = from.message().await? {
+            match message.what {
+                Some(from_agent::What::Applied(applied)) => self.index().applied(id, &applied),
+                Some(from_agent::What::Attachments(attachments)) => {
+                    let attachments = Attachments::try_from(attachments).map_err(invalid)?;
+                    self.index().attached(id, &attachments);
+                }
+                Some(from_agent::What::Hello(_)) => {
+                    return Err(Status::invalid_argument("a second Hello"));
+                }
+                // A later level's; one that matters is not sent to a controller of this one.
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Policies for Serve {
+    type FollowStream = ReceiverStream<Result<wire::FromController, Status>>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<wire::FromAgent>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let (to, stream) = mpsc::channel(1);
+        tokio::spawn(self.clone().agent(request.into_inner(), to));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+async fn send(to: &Sender, what: from_controller::What) -> Result<(), ()> {
+    to.send(Ok(wire::FromController { what: Some(what) })).await.map_err(drop)
+}
+
+fn invalid(error: moat_api::Invalid) -> Status {
+    Status::invalid_argument(error.to_string())
+}

@@ -1,0 +1,155 @@
+//! `moat-cluster`: a real Kubernetes cluster on one machine, for moat's end-to-end suites. Called through `cargo xtask cluster`,
+//! which builds Kubernetes and says where it is.
+//!
+//! ```text
+//!   up ── front: arguments, progress, Ctrl-C                                host's namespaces
+//!          └─ keeper ── process 1 of the cluster; own mounts, own network: the fabric
+//!               ├─ etcd, kube-apiserver, kube-controller-manager, kube-scheduler
+//!               └─ node1 ── process 1 of the node; own network, mounts, processes, name
+//!                    ├─ containerd ── pods
+//!                    └─ kubelet, kube-proxy, moat-agent
+//! ```
+//!
+//! Nothing of it outlives the keeper: when that is killed, the kernel ends all processes of its process namespace, the nodes' and the
+//! pods' among them, and with the last process of a namespace goes the namespace. What is left is a folder, empty control groups and
+//! a raised limit, which `down` and the next `up` put right.
+//!
+//! What it does not do: build anything, or know what a policy means.
+
+mod cgroups;
+mod config;
+mod control_plane;
+mod daemon;
+mod front;
+mod keeper;
+mod kubectl;
+mod mirror;
+mod node;
+mod pki;
+mod plan;
+mod spaces;
+mod state;
+mod status;
+mod suite;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::plan::{MOST_NODES, Plan, PodNetwork, ProxyMode};
+use crate::state::State;
+
+/// A real Kubernetes cluster on this machine, its nodes in namespaces.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask cluster")]
+struct Cli {
+    /// The cluster's name: several may be up at once
+    #[arg(long, global = true, default_value = "moat")]
+    name: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the cluster, and print where its kubeconfig is
+    Up(UpArgs),
+    /// Remove the cluster and everything of it
+    Down,
+    /// Say what runs, and how much memory it takes
+    Status,
+    /// Run kubectl against the cluster
+    Kubectl {
+        /// Handed to kubectl as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Run a program on a node, in all of the node's namespaces
+    Exec {
+        /// node1, node2, …
+        node: String,
+        /// The program and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Run the upstream NetworkPolicy suite, and say which specs passed
+    E2e(suite::Options),
+    #[command(hide = true)]
+    Keeper { plan: PathBuf },
+    #[command(hide = true)]
+    Node { plan: PathBuf, node: String },
+    #[command(hide = true)]
+    Mirror { plan: PathBuf },
+}
+
+#[derive(Args)]
+struct UpArgs {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
+    nodes: u8,
+    /// Where pods get their network from
+    #[arg(long, value_enum, default_value_t = PodNetwork::Moat)]
+    network: PodNetwork,
+    /// How kube-proxy writes its rules
+    #[arg(long, value_enum, default_value_t = ProxyMode::Nftables)]
+    proxy: ProxyMode,
+    /// Let moat's agents follow moat-controller, in place of reading the objects themselves
+    #[arg(long)]
+    controller: bool,
+    /// Give nodes, pods and Services IPv6 addresses as well
+    #[arg(long)]
+    dual_stack: bool,
+    /// Folder of Kubernetes' programs and images, as `cargo xtask cluster` builds it
+    #[arg(long, env = "MOAT_KUBERNETES", value_name = "DIR")]
+    kubernetes: PathBuf,
+    /// Folder of moat-agent and moat-cni
+    #[arg(long, env = "MOAT_BIN_DIR", value_name = "DIR")]
+    moat: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli.name, cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(name: &str, command: Command) -> Result<ExitCode> {
+    let state = State::named(name)?;
+    let read = |plan: PathBuf| -> Result<Plan> {
+        let text = std::fs::read(&plan).with_context(|| format!("cannot read {}", plan.display()))?;
+        Ok(serde_json::from_slice(&text)?)
+    };
+    let done = match command {
+        Command::Up(args) => {
+            let plan = Plan {
+                name: name.to_owned(),
+                nodes: args.nodes,
+                state: state.path().to_owned(),
+                kubernetes: args.kubernetes,
+                moat: args.moat,
+                network: args.network,
+                proxy: args.proxy,
+                controller: args.controller,
+                dual_stack: args.dual_stack,
+            };
+            front::up(&state, &plan)
+        }
+        Command::Down => front::down(&state, name),
+        Command::Status => status::print(&state),
+        Command::Kubectl { args } => return front::kubectl(&state.plan()?, &args),
+        Command::Exec { node, command } => return front::exec(&state, &node, &command),
+        Command::E2e(options) => return suite::run(&state.plan()?, &options),
+        Command::Keeper { plan } => keeper::run(&read(plan)?),
+        Command::Node { plan, node } => node::run(&read(plan)?, &node),
+        Command::Mirror { plan } => mirror::run(&read(plan)?),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
