@@ -115,6 +115,14 @@ impl Desired {
         Update { pods: [(pod, None)].into(), ..self.commit() }
     }
 
+    /// The interface of this key is made anew: what the kernel is told before (`there` is false), and then. `None`: no pod has it
+    /// any more.
+    pub fn renew(&self, key: &AttachmentKey, there: bool) -> Option<Update> {
+        let attachment = self.attachments.values().find(|a| a.key() == *key)?;
+        let local = there.then(|| local_pod(attachment));
+        Some(Update { pods: [(attachment.pod(), local)].into(), ..Update::default() })
+    }
+
     /// Whether some manifest describes this pod, so that policy can say something about it.
     pub fn knows(&self, pod: &NamespacedName) -> bool {
         self.objects().pods().contains_key(pod)
@@ -133,6 +141,11 @@ impl Desired {
     /// The pod of this node whose host end has this name.
     pub fn pod_of(&self, host_ifname: &str) -> Option<NamespacedName> {
         self.attachments.values().find(|a| a.host_ifname == host_ifname).map(Attachment::pod)
+    }
+
+    /// The interfaces that the pods of this node have.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Attachment> {
+        self.attachments.values()
     }
 
     /// The name of this node.

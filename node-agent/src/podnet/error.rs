@@ -36,6 +36,9 @@ pub enum PodNetError {
     /// A link that is up on both ends, and yet passes nothing.
     #[error("{0} is up, but the kernel does not let packets pass")]
     NotReady(AttachmentKey),
+    /// A link that was made again and may not come up yet.
+    #[error("the policy of {0} is not in the kernel, so it stays down")]
+    NoPolicy(AttachmentKey),
     /// An attachment that nobody knows.
     #[error("there is no {0}")]
     UnknownAttachment(AttachmentKey),
@@ -68,7 +71,10 @@ impl PodNetError {
     fn code(&self) -> u32 {
         match self {
             // An address may be released, a podCIDR may come, a link may be made again.
-            PodNetError::Ipam(_) | PodNetError::LinkGone(_) | PodNetError::NotReady(_) => code::TRY_AGAIN,
+            PodNetError::Ipam(_)
+            | PodNetError::LinkGone(_)
+            | PodNetError::NotReady(_)
+            | PodNetError::NoPolicy(_) => code::TRY_AGAIN,
             PodNetError::Journal(_) => code::IO_FAILURE,
             PodNetError::Kernel(_) | PodNetError::Sysctl(_) => code::KERNEL_REFUSED,
             PodNetError::Netns(_) => code::INVALID_ENVIRONMENT,

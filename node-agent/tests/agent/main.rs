@@ -8,6 +8,7 @@ mod netns;
 
 mod bad_folder;
 mod counts;
+mod deleted_link;
 mod guard;
 mod killed;
 mod node;
