@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::environment::{Verb, is_identifier};
 use crate::error::{CniError, code};
+use crate::port::{self, HostPort};
 use crate::protocol::ValidAttachment;
 use crate::version::SpecVersion;
 
@@ -49,6 +50,8 @@ pub struct NetworkConfig {
     pub agent_socket: PathBuf,
     /// `dns`, which a result repeats.
     pub dns: Dns,
+    /// `runtimeConfig.portMappings`. Only of ADD and CHECK: nothing about them keeps a container from going.
+    pub host_ports: Vec<HostPort>,
     prev_result: Option<Value>,
     valid_attachments: Option<Value>,
 }
@@ -111,11 +114,15 @@ impl NetworkConfig {
         if verb == Verb::Add {
             refuse_unsupported(&fields)?;
         }
+        let host_ports = match fields.get("runtimeConfig").and_then(|config| config.get("portMappings")) {
+            Some(ports) if matches!(verb, Verb::Add | Verb::Check) => port::decode(ports)?,
+            _ => Vec::new(),
+        };
         // The second name is what early implementations of GC wrote.
         let valid_attachments =
             fields.remove("cni.dev/valid-attachments").or_else(|| fields.remove("cni.dev/attachments"));
         let prev_result = fields.remove("prevResult").filter(|value| !value.is_null());
-        Ok(Self { version, name, agent_socket, dns, prev_result, valid_attachments })
+        Ok(Self { version, name, agent_socket, dns, host_ports, prev_result, valid_attachments })
     }
 
     /// Whether the plugin is one of a chain, with others before it.
@@ -230,8 +237,17 @@ fn refuse_unsupported(fields: &Map<String, Value>) -> Result<(), CniError> {
             "ipMasq" if *value != Value::Bool(false) => {
                 return unsupported(field, value, "masquerade is not a matter of one pod's interface");
             }
-            "runtimeConfig" if !is_empty(value) => {
-                return unsupported(field, value, "remove the capabilities from the network configuration");
+            "runtimeConfig" => {
+                let capabilities = match value {
+                    Value::Object(capabilities) => capabilities,
+                    Value::Null => continue,
+                    _ => return Err(wrong(field, value, "it must be an object")),
+                };
+                let foreign = |(name, value): &(&String, &Value)| *name != "portMappings" && !is_empty(value);
+                if let Some((name, value)) = capabilities.iter().find(foreign) {
+                    let why = "portMappings is the capability that moat-cni has; remove this one from the network configuration";
+                    return unsupported(&format!("runtimeConfig.{name}"), value, why);
+                }
             }
             known if FIELDS.contains(&known) || known.contains('/') => {}
             _ => {
@@ -327,8 +343,13 @@ mod tests {
             (r#"{"cniVersion":"1.1.0","name":"n","ipam":{"type":"host-local"}}"#, code::UNSUPPORTED_FIELD),
             (r#"{"cniVersion":"1.1.0","name":"n","ipMasq":true}"#, code::UNSUPPORTED_FIELD),
             (
-                r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"hostPort":80}]}}"#,
+                r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"bandwidth":{"ingressRate":1}}}"#,
                 code::UNSUPPORTED_FIELD,
+            ),
+            (r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":[]}"#, code::INVALID_CONFIG),
+            (
+                r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"portMappings":[{"hostPort":80}]}}"#,
+                code::INVALID_CONFIG,
             ),
         ] {
             assert_eq!(parse(text).unwrap_err().code, expected, "{text}");
@@ -355,7 +376,8 @@ mod tests {
 
     #[test]
     fn removal_takes_fields_that_adding_refuses() {
-        let text = br#"{"cniVersion":"1.1.0","name":"n","ipam":{"type":"dhcp"},"x":1}"#;
+        let text = br#"{"cniVersion":"1.1.0","name":"n","ipam":{"type":"dhcp"},"x":1,
+                        "runtimeConfig":{"portMappings":[{"hostPort":0}]}}"#;
         assert!(NetworkConfig::parse(text, Verb::Del).is_ok());
         assert!(NetworkConfig::parse(text, Verb::Gc).is_ok());
     }

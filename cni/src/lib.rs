@@ -24,6 +24,7 @@ pub mod link;
 pub mod name;
 pub mod note;
 pub mod plugin;
+pub mod port;
 pub mod protocol;
 pub mod removal;
 pub mod result;

@@ -105,6 +105,7 @@ fn execute(
                 netns: environment.netns()?,
                 addresses: expected.addresses,
                 gateways: expected.gateways,
+                host_ports: config.host_ports.clone(),
             }))
             .map(|_| None)
         }
@@ -157,6 +158,7 @@ fn add_request(environment: &Environment, config: &NetworkConfig) -> Result<Add,
         pod_namespace: identity("K8S_POD_NAMESPACE")?,
         pod_name: identity("K8S_POD_NAME")?,
         pod_uid: argument("K8S_POD_UID"),
+        host_ports: config.host_ports.clone(),
     })
 }
 

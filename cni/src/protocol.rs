@@ -15,6 +15,7 @@
 //! |---|---|
 //! | 1 | ADD, DEL, CHECK, GC, STATUS |
 //! | 2 | streams: `drops`, `flows` ([`stream`](crate::stream)) |
+//! | 3 | ADD and CHECK with `host_ports`; without, they are of version 1 |
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -22,9 +23,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CniError, code};
+use crate::port::HostPort;
 
 /// The newest version of the protocol that this build speaks.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The oldest one.
 pub const OLDEST: u32 = 1;
@@ -66,6 +68,11 @@ impl Command {
     /// The version of the protocol in which it was new.
     pub fn since(&self) -> u32 {
         match self {
+            Command::Add(Add { host_ports, .. }) | Command::Check(Check { host_ports, .. })
+                if !host_ports.is_empty() =>
+            {
+                3
+            }
             Command::Add(_) | Command::Del(_) | Command::Check(_) | Command::Gc(_) | Command::Status(_) => 1,
             Command::Drops(_) | Command::Flows(_) => 2,
         }
@@ -91,6 +98,9 @@ pub struct Add {
     /// `K8S_POD_UID` of `CNI_ARGS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
+    /// Ports of the node that are to lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
 }
 
 /// Take a pod's interface away. It is no error that there is none.
@@ -121,6 +131,9 @@ pub struct Check {
     pub addresses: Vec<IpAddr>,
     /// The gateways of the default routes in `prevResult`: a later plugin may have taken ours away.
     pub gateways: Vec<IpAddr>,
+    /// Ports of the node that should lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
 }
 
 /// Remove every attachment of a network that is not in the list.
@@ -312,6 +325,37 @@ mod tests {
         );
         assert_eq!(decode_response(br#"{"version":1,"outcome":"done"}"#).unwrap(), Outcome::Done);
         assert_eq!(Command::Flows(Flows {}).since(), 2);
+    }
+
+    #[test]
+    fn host_ports_need_an_agent_that_knows_them() {
+        let mut add = Add {
+            network: "moat".into(),
+            container_id: "c".into(),
+            ifname: "eth0".into(),
+            netns: "/run/netns/x".into(),
+            pod_namespace: "default".into(),
+            pod_name: "web".into(),
+            pod_uid: None,
+            host_ports: Vec::new(),
+        };
+        assert_eq!(Command::Add(add.clone()).since(), 1);
+        let line = String::from_utf8(encode(&add)).unwrap();
+        assert!(!line.contains("host_ports"), "older agents refuse what they do not know: {line}");
+        add.host_ports = vec![HostPort {
+            protocol: crate::port::Transport::Tcp,
+            host_port: 8080,
+            host_ip: None,
+            port: 80,
+        }];
+        let request = Request { version: Command::Add(add.clone()).since(), command: Command::Add(add) };
+        assert_eq!(request.version, 3);
+        let line = encode(&request);
+        assert!(
+            String::from_utf8_lossy(&line)
+                .contains(r#""host_ports":[{"protocol":"tcp","host_port":8080,"port":80}]"#)
+        );
+        assert_eq!(decode_request(&line).unwrap(), request);
     }
 
     #[test]

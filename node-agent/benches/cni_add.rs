@@ -4,35 +4,40 @@
 //! ```text
 //! cargo bench -p moat-agent --bench cni_add
 //! cargo bench -p moat-agent --bench cni_add -- --quick
+//! cargo bench -p moat-agent --bench cni_add -- --pods 10,250
 //! ```
 //!
 //! "ADD" is the wall time of the plugin's process, as a runtime sees it, and "answered" until a TCP connection from an
 //! allowed peer is open after that; with as many pods attached as a full node has. The reference plugins `ptp` and
 //! `host-local` (Debian's package containernetworking-plugins) do the same in turns with ours, on a node of their own,
 //! with no policy at all.
+//!
+//! With `--pods` instead: nodes with so many pods each take turns, to see whether a start grows with them.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends by panicking")]
 
 #[path = "../tests/podnet/real.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod real;
+#[path = "shared/reference.rs"]
+mod reference;
 #[path = "../tests/podnet/world.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod world;
 
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use real::{RealNode, pod};
-use serde_json::{Value, json};
+use reference::Reference;
 use socket2::{Domain, Socket, Type};
 use world::{Namespace, addresses, in_world};
 
 /// Pods on the node besides those that are measured.
 const PRESENT: usize = 100;
+/// What a start may take with the most pods, measured by one with the fewest.
+const GROWTH: f64 = 1.2;
 /// The reference takes a second and more for IPv6: it waits for duplicate address detection.
 const SLOW_ROUNDS: usize = 10;
 /// How many ADDs there are at once.
@@ -53,9 +58,6 @@ const PORT: u16 = 7;
 const V4: &str = "10.1.0.0/23";
 const V6: &str = "fd00:1::/64";
 
-/// Where Debian puts the reference plugins.
-const REFERENCE: &str = "/usr/lib/cni";
-
 /// Every pod lets in the peer, and nobody else.
 const POLICY: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: from-peer}\n\
     spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: peer}}}]}]}\n";
@@ -63,12 +65,19 @@ const POLICY: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy
 fn main() {
     in_world(|| {
         world::plugin_binary();
-        let runs = if std::env::args().any(|argument| argument == "--quick") { QUICK } else { ALL };
-        println!("{PRESENT} pods present, every pod isolated for ingress by a policy; milliseconds");
-        println!(
-            "{:<30} {:>6} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}",
-            "one at a time", "rounds", "ADD p50", "ADD p99", "answ. p50", "answ. p99", "DEL p50", "DEL p99"
-        );
+        let arguments: Vec<String> = std::env::args().collect();
+        let runs = if arguments.iter().any(|argument| argument == "--quick") { QUICK } else { ALL };
+        if let Some(at) = arguments.iter().position(|argument| argument == "--pods") {
+            let counts = arguments.get(at + 1).expect("numbers of pods, 10,250 for example").split(',');
+            let counts: Vec<usize> = counts.map(|count| count.parse().expect("a number of pods")).collect();
+            head();
+            for (family, cidrs) in [("IPv4", &[V4][..]), ("dual stack", &[V4, V6][..])] {
+                growth(family, cidrs, &counts, runs.rounds);
+            }
+            return;
+        }
+        println!("{PRESENT} pods present");
+        head();
         for (family, cidrs) in [("IPv4", &[V4][..]), ("IPv6", &[V6][..]), ("dual stack", &[V4, V6][..])] {
             one_at_a_time(family, cidrs, runs.rounds);
         }
@@ -79,10 +88,15 @@ fn main() {
         for (family, cidrs) in [("IPv4", &[V4][..]), ("dual stack", &[V4, V6][..])] {
             at_once(family, cidrs, runs.bursts);
         }
-        if !Path::new(REFERENCE).join("ptp").exists() {
-            println!("no {REFERENCE}/ptp: install containernetworking-plugins to compare");
-        }
     });
+}
+
+fn head() {
+    println!("every pod isolated for ingress by a policy; milliseconds");
+    println!(
+        "{:<30} {:>6} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}",
+        "one at a time", "rounds", "ADD p50", "ADD p99", "answ. p50", "answ. p99", "DEL p50", "DEL p99"
+    );
 }
 
 /// A node whose pods are made by somebody's plugin.
@@ -98,9 +112,9 @@ struct Moat {
 }
 
 impl Moat {
-    fn new(cidrs: &[&str]) -> Self {
+    fn new(cidrs: &[&str], present: usize) -> Self {
         let mut manifests = pod("peer");
-        (0..PRESENT).for_each(|n| manifests.push_str(&pod(&format!("present{n}"))));
+        (0..present).for_each(|n| manifests.push_str(&pod(&format!("present{n}"))));
         (0..ALL.rounds.max(AT_ONCE)).for_each(|n| manifests.push_str(&pod(&format!("measured{n}"))));
         manifests.push_str(POLICY);
         let mut node = RealNode::new(cidrs, &manifests);
@@ -119,51 +133,17 @@ impl Plugins for Moat {
     }
 }
 
-struct Reference {
-    node: Namespace,
-    state: tempfile::TempDir,
-    config: Value,
-}
-
-impl Reference {
-    fn new(cidrs: &[&str]) -> Option<Self> {
-        Path::new(REFERENCE).join("ptp").exists().then(|| {
-            let node = Namespace::new();
-            node.sh("ip link set lo up");
-            let state = tempfile::tempdir().unwrap();
-            let ranges: Vec<Value> = cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
-            let everything = |cidr: &&str| if cidr.contains(':') { "::/0" } else { "0.0.0.0/0" };
-            let routes: Vec<Value> = cidrs.iter().map(|cidr| json!({ "dst": everything(cidr) })).collect();
-            let config = json!({
-                "cniVersion": "1.0.0", "name": "reference", "type": "ptp",
-                "ipam": {"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": state.path()},
-            });
-            Self { node, state, config }
-        })
-    }
-
-    fn run(&self, command: &str, id: &str, netns: &Path) -> Value {
-        let mut process = Command::new(PathBuf::from(REFERENCE).join("ptp"));
-        process
-            .env_clear()
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", id)
-            .env("CNI_NETNS", netns)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", REFERENCE)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut child = world::spawn_in(&self.node.path, process);
-        child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
-    }
+/// A node of the reference plugin `ptp`, where it is here.
+fn reference(cidrs: &[&str]) -> Option<Reference> {
+    reference::is_here().then(|| {
+        let node = Namespace::new();
+        node.sh("ip link set lo up");
+        Reference::at(node, "ptp", cidrs)
+    })
 }
 
 impl Plugins for Reference {
     fn add(&self, id: &str, netns: &Path) -> Vec<IpAddr> {
-        debug_assert!(self.state.path().exists());
         addresses(&self.run("ADD", id, netns))
     }
 
@@ -180,14 +160,14 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn new(plugins: &'a dyn Plugins) -> Self {
+    fn new(plugins: &'a dyn Plugins, present: usize) -> Self {
         let add = |id: String| {
             let ns = Namespace::new();
             plugins.add(&id, &ns.path);
             ns
         };
         let peer = add("peer".into());
-        Self { plugins, peer, _present: (0..PRESENT).map(|n| add(format!("present{n}"))).collect() }
+        Self { plugins, peer, _present: (0..present).map(|n| add(format!("present{n}"))).collect() }
     }
 
     /// A pod to be: its namespace, with somebody who listens on any address that it will have.
@@ -219,6 +199,18 @@ impl<'a> Site<'a> {
         }
         (added, started.elapsed())
     }
+
+    /// A pod comes, is answered, and goes.
+    fn round(&self, id: &str, times: &mut Times) {
+        let sockets = self.sockets();
+        let (ns, _listener) = self.pod_to_be();
+        let (added, answered) = self.add(id, &ns, sockets);
+        times.add.push(added);
+        times.answered.push(answered);
+        let started = Instant::now();
+        self.plugins.del(id, &ns.path);
+        times.del.push(started.elapsed());
+    }
 }
 
 #[derive(Default)]
@@ -229,14 +221,14 @@ struct Times {
 }
 
 fn one_at_a_time(family: &str, cidrs: &[&str], most: usize) {
-    let moat = Moat::new(cidrs);
-    let reference = Reference::new(cidrs);
-    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), most, Times::default())];
+    let moat = Moat::new(cidrs, PRESENT);
+    let reference = reference(cidrs);
+    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat, PRESENT), most, Times::default())];
     if let Some(reference) = &reference {
         let rounds = if family == "IPv4" { most } else { SLOW_ROUNDS };
         // With as few pods present where each takes seconds: it has no policy that would have to know them.
         let site = if family == "IPv4" {
-            Site::new(reference)
+            Site::new(reference, PRESENT)
         } else {
             let peer = Namespace::new();
             reference.add("peer", &peer.path);
@@ -246,17 +238,9 @@ fn one_at_a_time(family: &str, cidrs: &[&str], most: usize) {
     }
     for n in 0..most {
         for (_, site, rounds, times) in &mut sites {
-            if n >= *rounds {
-                continue;
+            if n < *rounds {
+                site.round(&format!("measured{n}"), times);
             }
-            let (id, sockets) = (format!("measured{n}"), site.sockets());
-            let (ns, _listener) = site.pod_to_be();
-            let (added, answered) = site.add(&id, &ns, sockets);
-            times.add.push(added);
-            times.answered.push(answered);
-            let started = Instant::now();
-            site.plugins.del(&id, &ns.path);
-            times.del.push(started.elapsed());
         }
     }
     for (what, _, rounds, times) in sites {
@@ -269,11 +253,16 @@ fn one_at_a_time(family: &str, cidrs: &[&str], most: usize) {
 }
 
 fn at_once(family: &str, cidrs: &[&str], bursts_wanted: usize) {
-    let moat = Moat::new(cidrs);
-    let reference = Reference::new(cidrs).filter(|_| family == "IPv4");
-    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat), Vec::new(), Vec::new())];
+    let moat = Moat::new(cidrs, PRESENT);
+    let reference = reference(cidrs).filter(|_| family == "IPv4");
+    let mut sites = vec![(format!("moat, {family}"), Site::new(&moat, PRESENT), Vec::new(), Vec::new())];
     if let Some(reference) = &reference {
-        sites.push((format!("ptp, host-local, {family}"), Site::new(reference), Vec::new(), Vec::new()));
+        sites.push((
+            format!("ptp, host-local, {family}"),
+            Site::new(reference, PRESENT),
+            Vec::new(),
+            Vec::new(),
+        ));
     }
     for _ in 0..bursts_wanted {
         for (_, site, times, bursts) in &mut sites {
@@ -302,6 +291,42 @@ fn at_once(family: &str, cidrs: &[&str], bursts_wanted: usize) {
         let (times, bursts) = (percentiles(times), percentiles(bursts));
         println!("{what:<30} {count:>6} {:>9.2} {:>9.2} {:>9.2}", times.0, times.1, bursts.0);
     }
+}
+
+/// Nodes with different numbers of pods take turns.
+fn growth(family: &str, cidrs: &[&str], counts: &[usize], rounds: usize) {
+    let nodes: Vec<Moat> = counts.iter().map(|present| Moat::new(cidrs, *present)).collect();
+    let sites = nodes.iter().zip(counts).map(|(moat, present)| (Site::new(moat, *present), Times::default()));
+    let mut sites: Vec<_> = sites.collect();
+    for n in 0..rounds {
+        // Nobody is always the first.
+        for place in 0..sites.len() {
+            let place = (place + n) % counts.len();
+            let (site, times) = &mut sites[place];
+            site.round(&format!("measured{n}"), times);
+        }
+    }
+    let (least, most) = (counts[0], counts[counts.len() - 1]);
+    let mut p50s = Vec::new();
+    for (present, (_, times)) in counts.iter().zip(sites) {
+        let [add, answered, del] = [times.add, times.answered, times.del].map(percentiles);
+        println!(
+            "{:<30} {rounds:>6} {:>8.2} {:>8.2} {:>9.2} {:>9.2} {:>8.2} {:>8.2}",
+            format!("{present} pods, {family}"),
+            add.0,
+            add.1,
+            answered.0,
+            answered.1,
+            del.0,
+            del.1
+        );
+        p50s.push(answered.0);
+    }
+    let ratio = p50s[p50s.len() - 1] / p50s[0];
+    let word = if ratio <= GROWTH { "" } else { "  MISSED" };
+    println!(
+        "{family}: answered with {most} pods : with {least}, p50: {ratio:.3}   (at most: {GROWTH}){word}"
+    );
 }
 
 /// p50 and p99, in milliseconds.

@@ -24,7 +24,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::sync::Arc;
 use std::time::Duration;
 
-use moat_agent::dataplane::{Config, Dataplane, LocalPod, Update};
+use moat_agent::dataplane::{Config, Dataplane, Inside, LayoutConfig, LocalPod, Senders, Update};
 use moat_policies::{
     Cluster, Labels, NamespacedName, NetworkPolicy, Node, Object, Peer, Peers, Pod, PortMatch, PortRef,
     Ports, Protocol, Rule, Selector,
@@ -40,6 +40,8 @@ const PACKETS: u32 = 150;
 /// Peers that each policy lets in; the last policy's are the ones that are measured.
 const PEERS: u32 = 10;
 const PORT: u16 = 80;
+/// The world with the most policies.
+const MOST: &str = "1,000 policies";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tables {
@@ -47,7 +49,11 @@ enum Tables {
     Track,
     /// Connection tracking and our anti-spoofing.
     TrackGuard,
-    /// What moat loads for so many policies that select the server.
+    /// The same, and an empty chain that may translate addresses: as on every node with kube-proxy.
+    TrackNat,
+    /// What moat loads for so many policies that select the server, where it translates no addresses.
+    Plain(u32),
+    /// All that moat loads for so many policies that select the server.
     Policies(u32),
     /// Connection tracking, and a file for `nft -f`.
     File(&'static str),
@@ -61,6 +67,7 @@ struct World {
     listener: TcpListener,
     udp: (UdpSocket, UdpSocket),
     udp6: (UdpSocket, UdpSocket),
+    is_a_file: bool,
     _dataplane: Option<Dataplane>,
     connections: Vec<f64>,
     packets: Vec<f64>,
@@ -90,15 +97,16 @@ fn main() {
     let mut worlds = vec![
         World::new("conntrack only, no anti-spoofing", Tables::Track),
         World::new("conntrack only", Tables::TrackGuard),
+        World::new("conntrack, and a chain for NAT", Tables::TrackNat),
+        World::new("1 policy, no NAT", Tables::Plain(1)),
         World::new("1 policy", Tables::Policies(1)),
-        World::new("100 policies", Tables::Policies(100)),
-        World::new("1,000 policies", Tables::Policies(1000)),
+        World::new(MOST, Tables::Policies(1000)),
     ];
     worlds.extend(others.into_iter().map(|file| World::new(file, Tables::File(file))));
     if let Some(file) = dump {
-        let last = &worlds[4];
-        let text =
-            ["inet", "netdev"].map(|family| last.node.command(&format!("nft list table {family} moat")));
+        let last = worlds.iter().find(|w| w.name == MOST).expect("a world");
+        let text = ["inet moat", "inet moat-net", "netdev moat"]
+            .map(|table| last.node.command(&format!("nft list table {table}")));
         std::fs::write(file, shortened(&text.concat())).expect("the dump is written");
     }
     for round in 0..=rounds {
@@ -157,12 +165,17 @@ impl World {
                 track(&node);
                 None
             }
-            Tables::TrackGuard => {
+            Tables::TrackGuard | Tables::TrackNat => {
                 // Without an owner, so that the table with the verdicts can be taken away and that with the
                 // anti-spoofing stay.
-                drop(load(&node, 0, false));
-                node.command("nft delete table inet moat");
+                drop(load(&node, 0, false, true));
+                node.command("nft delete table inet moat; delete table inet moat-net");
                 track(&node);
+                if tables == Tables::TrackNat {
+                    node.command(
+                        "nft add chain inet track nat { type nat hook postrouting priority srcnat ; }",
+                    );
+                }
                 None
             }
             Tables::File(file) => {
@@ -170,7 +183,8 @@ impl World {
                 node.command(&format!("nft -f {file}"));
                 None
             }
-            Tables::Policies(count) => Some(load(&node, count, true)),
+            Tables::Plain(count) => Some(load(&node, count, true, false)),
+            Tables::Policies(count) => Some(load(&node, count, true, true)),
         };
         let listener = server.run(|| TcpListener::bind((SERVER.0, PORT)).expect("listens"));
         let udp = pair(&client, &server, CLIENT.0.into(), SERVER.0.into());
@@ -183,6 +197,7 @@ impl World {
             listener,
             udp,
             udp6,
+            is_a_file: matches!(tables, Tables::File(_)),
             _dataplane: dataplane,
             connections: Vec::new(),
             packets: Vec::new(),
@@ -305,12 +320,15 @@ fn plug(node: &Space, pod: &Space, ifname: &str, (v4, v6, n): (Ipv4Addr, Ipv6Add
 
 /// Loads what moat loads for so many policies that select the server, each letting in ten peers of its own on the
 /// measured port; the client is among the last one's.
-fn load(node: &Space, policies: u32, owner: bool) -> Dataplane {
-    let mut objects = vec![Object::Node(Node {
-        name: "node".into(),
-        addresses: vec![IpAddr::from([192, 168, 0, 1])],
-        pod_cidrs: Vec::new(),
-    })];
+fn load(node: &Space, policies: u32, owner: bool, nat: bool) -> Dataplane {
+    let about = |name: &str, host: u8, cidrs: [&str; 2]| Node {
+        name: name.into(),
+        addresses: vec![IpAddr::from([192, 168, 0, host])],
+        pod_cidrs: cidrs.map(|cidr| cidr.parse().expect("a prefix")).into(),
+    };
+    let (here, others) =
+        (about("node", 1, ["10.0.0.0/24", "fd00::/64"]), [about("other", 2, ["10.1.0.0/16", "fd00:1::/64"])]);
+    let mut objects: Vec<Object> = others.iter().chain([&here]).cloned().map(Object::Node).collect();
     let label = |value: &str| Labels::from([(Arc::from("group"), Arc::from(value))]);
     let group = |k: u32| format!("g{k}");
     let pod = |name: &str, labels: Labels, node: &str, addresses: Vec<IpAddr>| {
@@ -362,8 +380,12 @@ fn load(node: &Space, policies: u32, owner: bool) -> Dataplane {
         (NamespacedName::new("default", "client"), local("moatclient", CLIENT)),
         (NamespacedName::new("default", "server"), local("moatserver", SERVER)),
     ]);
-    let update = Update { policy: cluster.state("node"), pods, ..Update::default() };
-    let config = Config { owner, ..Config::default() };
+    let (senders, inside) = (Senders::of(&here, &others), Inside::of(&here, &others, &[]));
+    let (senders, inside) = (Some(senders), Some(inside));
+    let update = Update { policy: cluster.state("node"), pods, senders, inside, ..Update::default() };
+    // All that the agent loads: by default it masquerades, there may be a tunnel, and ports of the node may lead to pods.
+    let layout = LayoutConfig { tunnel: true, masquerade: nat, host_ports: nat, ..LayoutConfig::default() };
+    let config = Config { owner, layout, ..Config::default() };
     node.run(move || Dataplane::start(config, &update)).expect("the tables are loaded")
 }
 
@@ -375,19 +397,35 @@ fn report(worlds: &[World]) {
     }
     let find = |name: &str| worlds.iter().find(|w| w.name == name).expect("a world");
     let bare = find("conntrack only, no anti-spoofing");
-    let (guarded, one, many) = (find("conntrack only"), find("1 policy"), find("1,000 policies"));
+    let (guarded, nat) = (find("conntrack only"), find("conntrack, and a chain for NAT"));
+    let (plain, one, many) = (find("1 policy, no NAT"), find("1 policy"), find(MOST));
     println!();
     ratio("new connections, 1,000 policies : 1 policy", &one.connections, &many.connections, 0.97);
-    ratio("new connections, 1 policy : conntrack only", &guarded.connections, &one.connections, 0.97);
-    ratio("new connections, 1,000 : conntrack only", &guarded.connections, &many.connections, 0.97);
-    ratio("established, 1 policy : conntrack only", &guarded.packets, &one.packets, 0.96);
-    ratio("established, 1,000 : conntrack only", &guarded.packets, &many.packets, 0.96);
-    ratio("the same over IPv6", &guarded.packets6, &many.packets6, 0.96);
+    for (base, other, what) in [
+        (guarded, plain, "no NAT : conntrack only"),
+        (nat, one, "1 policy : conntrack and NAT"),
+        (nat, many, "1,000 policies : conntrack and NAT"),
+        (guarded, one, "NAT and all : conntrack only"),
+    ] {
+        ratio(&format!("new connections, {what}"), &base.connections, &other.connections, 0.97);
+        ratio("established", &base.packets, &other.packets, 0.96);
+        ratio("the same over IPv6", &base.packets6, &other.packets6, 0.96);
+    }
     difference("anti-spoofing, a packet", &bare.packets, &guarded.packets, 130.0);
     difference("the same over IPv6", &bare.packets6, &guarded.packets6, 130.0);
-    for w in &worlds[5..] {
+    difference("a chain for NAT, a packet", &guarded.packets, &nat.packets, f64::INFINITY);
+    difference("the same over IPv6", &guarded.packets6, &nat.packets6, f64::INFINITY);
+    let nanos = |figures: &[f64]| figures.iter().map(|us| us * 1000.0).collect::<Vec<_>>();
+    difference(
+        "the same, a connection",
+        &nanos(&guarded.connections),
+        &nanos(&nat.connections),
+        f64::INFINITY,
+    );
+    for w in worlds.iter().filter(|w| w.is_a_file) {
         difference(&format!("{}, a packet", w.name), &bare.packets, &w.packets, f64::INFINITY);
         difference("the same over IPv6", &bare.packets6, &w.packets6, f64::INFINITY);
+        difference("a connection", &nanos(&bare.connections), &nanos(&w.connections), f64::INFINITY);
     }
 }
 
@@ -395,13 +433,15 @@ fn report(worlds: &[World]) {
 fn ratio(what: &str, base: &[f64], other: &[f64], to_reach: f64) {
     let value = median(base.iter().zip(other).map(|(b, o)| b / o));
     let word = if value >= to_reach { "" } else { "  MISSED" };
-    println!("{what:<46} {value:.3}   (to reach: {to_reach:.2}){word}");
+    println!("{what:<54} {value:.3}   (to reach: {to_reach:.2}){word}");
 }
 
 fn difference(what: &str, base: &[f64], other: &[f64], at_most: f64) {
     let value = median(base.iter().zip(other).map(|(b, o)| o - b));
     let word = if value <= at_most { "" } else { "  MISSED" };
-    println!("{what:<46} {value:.0} ns   (at most: {at_most:.0} ns){word}");
+    let bound =
+        if at_most.is_finite() { format!("   (at most: {at_most:.0} ns){word}") } else { String::new() };
+    println!("{what:<54} {value:.0} ns{bound}");
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -281,6 +281,7 @@ fn read(node: &Space) -> DropLog {
         v4: Some(v4),
         v6: None,
         mtu: 1500,
+        host_ports: Vec::new(),
     };
     let mut desired =
         Desired::new("node".into(), [attachment(CLIENT, "client"), attachment(SERVER, "server")]);

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use moat_manifests::{Changes, PodStatus};
 use moat_policies::{Cluster, Evaluator, Key, Limits, NamespacedName, Node, Object, Objects, Pod};
 
-use crate::dataplane::{Inside, LocalPod, Senders, Update};
-use crate::podnet::{Attachment, AttachmentKey};
+use crate::dataplane::{HostPorts, Inside, LocalPod, Senders, Update};
+use crate::podnet::{Attachment, AttachmentKey, host_ports};
 
 /// The state that updates come from.
 pub struct Desired {
@@ -28,6 +28,8 @@ pub struct Desired {
     moved: BTreeSet<IpAddr>,
     /// Prefixes that are the cluster's besides the nodes'.
     more_inside: Vec<IpNet>,
+    /// Where ports of the node led at the last update.
+    host_ports: HostPorts,
 }
 
 impl Desired {
@@ -42,6 +44,7 @@ impl Desired {
             attachments,
             moved: BTreeSet::new(),
             more_inside: Vec::new(),
+            host_ports: HostPorts::default(),
         }
     }
 
@@ -54,7 +57,8 @@ impl Desired {
     /// The first update: the objects of the first reading and all attachments.
     pub fn start(&mut self, first: Changes) -> Update {
         let pods = self.attachments.values().map(|a| (a.pod(), Some(local_pod(a)))).collect();
-        Update { pods, ..self.read(first) }
+        let host_ports = self.moved_ports();
+        Update { pods, host_ports, ..self.read(first) }
     }
 
     /// There is a new reading: this is what became different.
@@ -101,7 +105,8 @@ impl Desired {
         let pod = attachment.pod();
         self.attachments.insert(pod.clone(), attachment.clone());
         self.put(&pod, self.description(&pod));
-        Update { pods: [(pod, Some(local_pod(attachment)))].into(), ..self.commit() }
+        let host_ports = self.moved_ports();
+        Update { pods: [(pod, Some(local_pod(attachment)))].into(), host_ports, ..self.commit() }
     }
 
     /// An interface is gone. Another one that its pod has got meanwhile stays.
@@ -112,7 +117,16 @@ impl Desired {
         // Also where no manifest describes the pod any more: the interface had them.
         self.moved.extend(self.attachments.remove(&pod).iter().flat_map(Attachment::addresses));
         self.put(&pod, self.description(&pod));
-        Update { pods: [(pod, None)].into(), ..self.commit() }
+        let host_ports = self.moved_ports();
+        Update { pods: [(pod, None)].into(), host_ports, ..self.commit() }
+    }
+
+    /// Where ports of the node lead, if that has changed.
+    fn moved_ports(&mut self) -> Option<HostPorts> {
+        let now = host_ports(self.attachments.values());
+        let moved = now != self.host_ports;
+        self.host_ports.clone_from(&now);
+        moved.then_some(now)
     }
 
     /// The interface of this key is made anew: what the kernel is told before (`there` is false), and then. `None`: no pod has it
@@ -266,6 +280,7 @@ mod tests {
             v4: Some(address.parse().unwrap()),
             v6: None,
             mtu: 1500,
+            host_ports: Vec::new(),
         }
     }
 

@@ -52,7 +52,8 @@ impl Handler for Agent {
 
     async fn check(&self, request: Check) -> Result<(), CniError> {
         let key = AttachmentKey::new(request.container_id, request.ifname);
-        Ok(self.podnet.check(&key, &request.netns, &request.addresses, &request.gateways).await?)
+        let Check { netns, addresses, gateways, host_ports, .. } = request;
+        Ok(self.podnet.check(&key, &netns, &addresses, &gateways, &host_ports).await?)
     }
 
     async fn gc(&self, request: Gc) -> Result<(), CniError> {
@@ -112,6 +113,7 @@ impl Agent {
                 pod_name: request.pod_name,
                 pod_uid: request.pod_uid,
                 netns: request.netns,
+                host_ports: request.host_ports,
             })
             .await?;
         // Beside each other: only who is told of the attachment has to know that it is on the disk.
@@ -139,6 +141,11 @@ impl Agent {
             CniError::new(code::TRY_AGAIN, "the pod's policy could not be put in force", e.to_string())
         })?;
         failpoint::reach("in force");
+        // Whoever sends on and on would be held to where the ports led before.
+        self.flows.lead(&attachment.host_ports, attachment.addresses()).await.map_err(|e| {
+            let msg = "connections that do not go to the pod could not be removed from its host ports";
+            CniError::new(code::TRY_AGAIN, msg, format!("{:#}", anyhow::Error::new(e)))
+        })?;
         if let Some(why) = self.why_closed(pod) {
             let closed = format!("the pod {pod} is closed: no packet of it would pass");
             return Err(CniError::new(code::TRY_AGAIN, closed, why));

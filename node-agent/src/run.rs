@@ -222,6 +222,7 @@ async fn start(
         tunnel,
         masquerade: options.masquerade,
         pod_to_node: options.pod_to_node,
+        host_ports: true,
         ..LayoutConfig::default()
     };
     match desired.node() {

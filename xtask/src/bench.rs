@@ -19,10 +19,14 @@ pub(crate) enum Bench {
     Netlink,
     /// Connections and packets between two pods, with and without policy; root only
     Datapath,
+    /// Streams and small packets between pods of one node and of two, routed and by VXLAN; beside ptp and bridge
+    Podnet,
     /// A dropped packet, with the drop log and without; root only
     Drops,
     /// A pod's interface, from the runtime's ADD until an allowed peer has been answered; beside ptp and host-local
     Cni,
+    /// The same on nodes with 10 and with 250 pods, which take turns
+    Pods,
     /// Agent and plugin die at every step of ADD and DEL, 1,000 times, and nothing may be left behind
     Crash,
     /// Until connections that are there follow a change, with 10,000 and 200,000 of them; root only
@@ -42,10 +46,14 @@ impl Bench {
         check(&mut cargo(match self {
             Bench::Engine => &["bench", "-p", "moat-policies", "--bench", "*"][..],
             Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
-            Bench::Datapath => &["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"],
+            Bench::Datapath if quick => return check(cargo(DATAPATH).args(["--", "--rounds", "300"])),
+            Bench::Datapath => &DATAPATH,
             Bench::Drops => &["run", "--release", "-p", "moat-agent", "--example", "bench_drops"],
             Bench::Cni if quick => &["bench", "-p", "moat-agent", "--bench", "cni_add", "--", "--quick"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
+            Bench::Podnet if quick => &["bench", "-p", "moat-agent", "--bench", "podnet", "--", "--quick"],
+            Bench::Podnet => &["bench", "-p", "moat-agent", "--bench", "podnet"],
+            Bench::Pods => return pods(quick),
             Bench::Crash => return crash(if quick { 64 } else { 1000 }),
             Bench::Flows => &["run", "--release", "-p", "moat-agent", "--example", "bench_flows"],
             Bench::Agent => &["bench", "-p", "moat-agent", "--bench", "agent"],
@@ -55,6 +63,14 @@ impl Bench {
             Bench::Lab => return nine_pods(),
         }))
     }
+}
+
+const DATAPATH: [&str; 6] = ["run", "--release", "-p", "moat-agent", "--example", "bench_datapath"];
+
+/// Whether a pod's start grows with the number of pods.
+fn pods(quick: bool) -> Result<()> {
+    let mut bench = cargo(["bench", "-p", "moat-agent", "--bench", "cni_add", "--", "--pods", "10,250"]);
+    check(bench.args(quick.then_some("--quick")))
 }
 
 /// Runs the tests of deaths, longer than the tests do.

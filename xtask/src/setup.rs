@@ -33,6 +33,11 @@ const NEEDS: &[Need] = &[
         package: "containernetworking-plugins",
         why: "is what our plugin's benchmark compares with",
     },
+    Need {
+        program: "ethtool",
+        package: "ethtool",
+        why: "shows a benchmark that the links which it compares are set alike",
+    },
 ];
 
 /// The CNI project's own client.

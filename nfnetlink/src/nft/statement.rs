@@ -221,6 +221,15 @@ pub enum Statement {
     NoTrack,
     /// Source NAT to the outgoing interface's address.
     Masquerade,
+    /// Destination NAT to where the map leads the key, an address and a port; goes on with the next rule if it holds none.
+    DestinationNat {
+        /// The key's fields.
+        key: Box<[Source]>,
+        /// The map's name; its values are an address of the packet's family and a port.
+        map: Arc<str>,
+        /// The family: IPv4 or else IPv6. To be matched before.
+        ipv4: bool,
+    },
 }
 
 impl Statement {
@@ -314,6 +323,21 @@ impl Statement {
             }
             Statement::NoTrack => expression(w, "notrack", |_| {}),
             Statement::Masquerade => expression(w, "masq", |_| {}),
+            Statement::DestinationNat { key, map, ipv4 } => {
+                load(w, key);
+                expression(w, "lookup", |w| {
+                    encode_name(w, 1, map);
+                    w.be32(2, REGISTER);
+                    w.be32(3, REGISTER);
+                });
+                let (family, address) = if *ipv4 { (2, 4) } else { (10, 16) };
+                expression(w, "nat", |w| {
+                    w.be32(1, 1); // NFT_NAT_DNAT
+                    w.be32(2, family);
+                    w.be32(3, REGISTER);
+                    w.be32(5, REGISTER + address / 4);
+                });
+            }
         }
     }
 }

@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use moat_nfnetlink::nft::{
-    Batch, Chain, Cmp, Direction, Family, FibResult, Hook, IcmpError, IfName, Limit, Log, Meta, Operand,
-    Options, Policy, Reject, Rule, Set, Socket, Source, Statement, Table, TableId, Value, Verdict, ct_state,
-    fib,
+    Base, Batch, Chain, ChainType, Cmp, Direction, Element, Family, FibResult, Hook, IcmpError, IfName,
+    Limit, Log, Meta, Operand, Options, Policy, Reject, Rule, Set, Socket, Source, Statement, Table, TableId,
+    Value, Verdict, ct_state, fib,
 };
 use moat_nfnetlink::nft::{Field, KeyType};
 use serde_json::{Value as Json, json};
@@ -267,6 +267,47 @@ fn a_device_chain() {
             "arp operation reply arp saddr ip 10.0.0.9 arp saddr ether 02:00:00:00:00:01 accept",
         ] {
             assert!(listed.lines().any(|listed| listed.trim() == line), "{line}\n{listed}");
+        }
+    });
+}
+
+#[test]
+fn destinations_by_maps() {
+    in_namespace(|| {
+        for (ipv4, address) in [(true, Field::Ipv4Addr), (false, Field::Ipv6Addr)] {
+            let table = TableId::new(Family::Inet, "nat");
+            let port = KeyType::new(&[Field::InetProto, Field::InetService]).unwrap();
+            let target = KeyType::new(&[address, Field::InetService]).unwrap();
+            let to: Value = if ipv4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            let map = Set::new("ports", port).map(target);
+            let base =
+                Base { kind: ChainType::Nat, hook: Hook::Prerouting, priority: -99, policy: Policy::Accept };
+            let chain = Chain { base: Some(base), ..Chain::new("in") };
+            let rule =
+                Rule::new().eq(Source::NFPROTO, if ipv4 { 2 } else { 10 }).then(Statement::DestinationNat {
+                    key: [Source::L4PROTO, Source::TH_DPORT].into(),
+                    map: "ports".into(),
+                    ipv4,
+                });
+            let element = Element::new([Value::Proto(17), Value::Port(53)]).value([to, Value::Port(5353)]);
+            let mut batch = Batch::new();
+            batch.add_table(&Table::new(table.clone())).unwrap();
+            batch.add_set(&table, &map).unwrap();
+            batch.add_elements(&table, &map, [element.clone()]).unwrap();
+            batch.add_chain(&table, &chain).unwrap();
+            batch.add_rule(&table, "in", &rule).unwrap();
+            let mut socket = Socket::open().unwrap();
+            socket.send(&batch, None).unwrap();
+            let text = run("nft", &["list", "table", "inet", "nat"]);
+            let family = if ipv4 { "ip" } else { "ip6" };
+            let rule = format!("dnat {family} to meta l4proto . th dport map @ports");
+            assert!(text.contains(&rule) && text.contains("type nat hook prerouting priority"), "{text}");
+            let mut there = Vec::new();
+            socket.elements(&table, "ports", |view| there.extend(view.element(&map))).unwrap();
+            assert_eq!(there, [element]);
+            let mut batch = Batch::new();
+            batch.delete_table(&table).unwrap();
+            socket.send(&batch, None).unwrap();
         }
     });
 }

@@ -80,6 +80,8 @@ pub struct Report {
     pub packets: usize,
     /// Those that the table treats differently, the first of each pair of ends.
     pub differences: Vec<Difference>,
+    /// Ports of the node that do not lead where pods have asked for, a line each.
+    pub host_ports: Vec<String>,
 }
 
 /// Walks the table for every pod of the node in `veths`, both directions, a sample of peers and every port edge, and

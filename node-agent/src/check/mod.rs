@@ -3,6 +3,7 @@
 //! ```text
 //!   nft -j list table inet moat ──reader──▶ Ruleset ──┐
 //!   manifests ──▶ Objects ──▶ evaluate ───────────────┴─ compare: every pod, direction, peers, port edges ──▶ Report
+//!   nft -j list table inet moat-net, records of pods ──── where ports of the node lead                   ──▶ Report
 //! ```
 //!
 //! An independent party: it shares no code with what writes the table. Of the table it knows what the kernel knows, which
@@ -10,6 +11,7 @@
 //! through while connections are judged anew. It walks the table packet by packet, each there and its answer back.
 
 mod compare;
+mod host_ports;
 mod reader;
 mod ruleset;
 mod run;

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use moat_manifests::Changes;
 
 use super::compare::{CompareError, Report, Veth, compare};
+use super::host_ports;
 use super::reader::{ReadError, read};
 use super::sample::Limits;
 use crate::dataplane::PodToNode;
@@ -15,6 +16,7 @@ use crate::podnet;
 
 const FAMILY: &str = "inet";
 const TABLE: &str = "moat";
+const NET_TABLE: &str = "moat-net";
 
 /// Compares what the kernel's table does with what the policies say.
 ///
@@ -58,8 +60,13 @@ pub enum CheckError {
     #[error("cannot run `nft`; install nftables, or give a dump with --dump")]
     NoNft(#[source] io::Error),
     /// `nft` failed.
-    #[error("`nft -j list table {FAMILY} {TABLE}` failed: {0}")]
-    Nft(String),
+    #[error("`nft -j list table {FAMILY} {table}` failed: {error}")]
+    Nft {
+        /// The table.
+        table: &'static str,
+        /// What it said.
+        error: String,
+    },
     /// The listing cannot be judged.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -85,23 +92,34 @@ pub fn check(args: &CheckArgs) -> Result<Report, CheckError> {
         })
         .collect();
     // Where the node's own pods are, and with which addresses, is what the pod network did, whatever a manifest says.
-    let mut desired = Desired::new(args.node.as_str().into(), attachments);
+    let mut desired = Desired::new(args.node.as_str().into(), attachments.clone());
     desired.start(Changes { apply: manifests.objects, ..Changes::default() });
     let listing = match &args.dump {
         Some(path) => std::fs::read_to_string(path).map_err(|e| CheckError::Dump(path.clone(), e))?,
-        None => list()?,
+        None => list(TABLE)?,
     };
     let ruleset = read(&listing, FAMILY, TABLE)?;
-    Ok(compare(&ruleset, desired.objects(), &args.node, &veths, Limits::default(), args.pod_to_node)?)
+    let mut report =
+        compare(&ruleset, desired.objects(), &args.node, &veths, Limits::default(), args.pod_to_node)?;
+    if args.dump.is_none() {
+        report.host_ports = match list(NET_TABLE) {
+            Ok(listing) => host_ports::compare(&listing, &attachments)?,
+            // Where nobody has asked for a port, none need lead anywhere.
+            Err(CheckError::Nft { .. }) if attachments.iter().all(|a| a.host_ports.is_empty()) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(report)
 }
 
-fn list() -> Result<String, CheckError> {
+fn list(table: &'static str) -> Result<String, CheckError> {
     let output = Command::new("nft")
-        .args(["-j", "list", "table", FAMILY, TABLE])
+        .args(["-j", "list", "table", FAMILY, table])
         .output()
         .map_err(CheckError::NoNft)?;
     if !output.status.success() {
-        return Err(CheckError::Nft(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(CheckError::Nft { table, error });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -112,7 +130,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         Ok(report) => {
             // Who closed the pipe has read enough.
             let _ = print(&report, &mut io::stdout().lock());
-            if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let equal = report.differences.is_empty() && report.host_ports.is_empty();
+            if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             let mut text = error.to_string();
@@ -131,6 +150,10 @@ fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     for difference in &report.differences {
         writeln!(out, "{difference}")?;
     }
-    let (pods, packets, differences) = (report.pods, report.packets, report.differences.len());
+    for port in &report.host_ports {
+        writeln!(out, "{port}")?;
+    }
+    let differences = report.differences.len() + report.host_ports.len();
+    let (pods, packets) = (report.pods, report.packets);
     writeln!(out, "{pods} pods, {packets} packets walked, {differences} differences")
 }

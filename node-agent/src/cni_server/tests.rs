@@ -177,6 +177,7 @@ async fn no_interface_is_made_for_a_plugin_that_has_gone() {
         pod_namespace: "default".into(),
         pod_name: "gone".into(),
         pod_uid: None,
+        host_ports: Vec::new(),
     });
     let mut stream = UnixStream::connect(&running.socket).await.unwrap();
     stream.write_all(&protocol::encode(&Request { version: OLDEST, command: add })).await.unwrap();
@@ -258,6 +259,7 @@ async fn what_is_no_request_is_refused() {
             pod_namespace: "default".into(),
             pod_name: "web".into(),
             pod_uid: None,
+            host_ports: Vec::new(),
         }),
     );
     running.gate.open.add_permits(1);

@@ -122,13 +122,15 @@ fn same_base(chain: &Chain, found: Option<&BaseInfo>) -> bool {
         (None, None) => true,
         (Some(base), Some(found)) => {
             let devices: Vec<&str> = found.devices.iter().map(String::as_str).collect();
-            // NF_INET_LOCAL_IN, NF_INET_FORWARD, NF_INET_POST_ROUTING, NF_NETDEV_INGRESS; our chains have no other hooks.
+            // NF_INET_PRE_ROUTING to NF_INET_POST_ROUTING, NF_NETDEV_INGRESS; our chains have no other hooks.
             let (number, device) = match &base.hook {
                 Hook::Ingress(device) => (0, vec![device.as_str()]),
+                Hook::Prerouting => (0, Vec::new()),
                 Hook::Input => (1, Vec::new()),
                 Hook::Forward => (2, Vec::new()),
+                Hook::Output => (3, Vec::new()),
                 Hook::Postrouting => (4, Vec::new()),
-                _ => return false,
+                Hook::Egress(_) => return false,
             };
             found.hook == number
                 && base.priority == found.priority

@@ -9,6 +9,7 @@ mod properties;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use moat_policies::{Allow, Direction, Element, NamespacedName, Program, Protocol, SetId};
 
@@ -48,47 +49,82 @@ impl Ruling {
 #[derive(Debug)]
 pub struct Judge<'a> {
     state: &'a State,
-    /// The pods of this node, by each of their addresses.
-    local: HashMap<IpAddr, Local<'a>>,
+    pods: &'a Pods,
 }
 
-#[derive(Debug)]
-struct Local<'a> {
-    name: &'a NamespacedName,
-    /// `None`: the engine does not know it, and so the tables hold nothing that lets its packets through.
-    verdict: Option<PodVerdict>,
+/// The pods of this node, by each of their addresses.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pods(HashMap<IpAddr, Local>);
+
+#[derive(Debug, Clone)]
+struct Local {
+    name: NamespacedName,
+    egress: Side,
+    ingress: Side,
+}
+
+/// What decides about a pod in one direction.
+#[derive(Debug, Clone)]
+enum Side {
+    /// Nothing: it is not isolated.
+    Open,
+    Program(Arc<Program>),
+    /// All of it is denied.
+    Denied(DropReason),
+}
+
+impl Pods {
+    /// Those of a state. To be made once for many questions: there may be hundreds of pods.
+    pub(crate) fn of(state: &State) -> Self {
+        let mut pods = HashMap::new();
+        for (name, pod, verdict) in state.local_pods() {
+            let side = |direction| match (verdict, direction) {
+                // The engine does not know it, and so the tables hold nothing that lets its packets through.
+                (None, _) => Side::Denied(DropReason::UnknownPod),
+                (Some(PodVerdict::Closed), _) => Side::Denied(DropReason::KernelRefused),
+                (Some(PodVerdict::Programs { ingress: id, .. }), Direction::Ingress)
+                | (Some(PodVerdict::Programs { egress: id, .. }), Direction::Egress) => match id {
+                    None => Side::Open,
+                    Some(id) => state.program(id).map_or(Side::Denied(DropReason::Policy), Side::Program),
+                },
+            };
+            let local = Local {
+                name: name.clone(),
+                egress: side(Direction::Egress),
+                ingress: side(Direction::Ingress),
+            };
+            pods.extend(pod.addresses().map(|address| (address, local.clone())));
+        }
+        Self(pods)
+    }
 }
 
 impl<'a> Judge<'a> {
     /// A judge who goes by this state.
     pub(crate) fn new(state: &'a State) -> Self {
-        let local = state
-            .local_pods()
-            .flat_map(|(name, pod, verdict)| {
-                pod.addresses().map(move |address| (address, Local { name, verdict }))
-            })
-            .collect();
-        Self { state, local }
+        Self { state, pods: state.pods_by_address() }
     }
 
     /// The pod of this node that has an address.
     pub fn pod(&self, address: IpAddr) -> Option<&'a NamespacedName> {
-        self.local.get(&address).map(|local| local.name)
+        self.pods.0.get(&address).map(|local| &local.name)
     }
 
     /// Whether a flow may go on; `None` where neither end is a pod of this node, so that it is not ours to say.
     ///
     /// Not to be asked about flows of the node itself: they do not pass `forward`, and are always allowed.
     pub fn judge(&self, flow: &Flow) -> Option<Ruling> {
-        let (source, destination) = (self.local.get(&flow.source), self.local.get(&flow.destination));
+        let (source, destination) = (self.pods.0.get(&flow.source), self.pods.0.get(&flow.destination));
         if source.is_none() && destination.is_none() {
             return None;
         }
-        let sides =
-            [(Direction::Egress, source, flow.destination), (Direction::Ingress, destination, flow.source)];
-        for (direction, local, peer) in sides {
-            let Some(local) = local else { continue };
-            let ruling = self.side(direction, local, peer, flow);
+        let sides = [
+            (Direction::Egress, source.map(|local| &local.egress), flow.destination),
+            (Direction::Ingress, destination.map(|local| &local.ingress), flow.source),
+        ];
+        for (direction, side, peer) in sides {
+            let Some(side) = side else { continue };
+            let ruling = self.side(direction, side, peer, flow);
             if !ruling.is_allowed() {
                 return Some(ruling);
             }
@@ -96,19 +132,14 @@ impl<'a> Judge<'a> {
         Some(Ruling::Allowed)
     }
 
-    fn side(&self, direction: Direction, local: &Local<'_>, peer: IpAddr, flow: &Flow) -> Ruling {
-        let id = match (local.verdict, direction) {
-            (None, _) => return Ruling::Denied(DropReason::UnknownPod.on(direction)),
-            (Some(PodVerdict::Closed), _) => return Ruling::Denied(DropReason::KernelRefused.on(direction)),
-            (Some(PodVerdict::Programs { ingress, .. }), Direction::Ingress) => ingress,
-            (Some(PodVerdict::Programs { egress, .. }), Direction::Egress) => egress,
-        };
+    fn side(&self, direction: Direction, side: &Side, peer: IpAddr, flow: &Flow) -> Ruling {
         // Through a Service a pod may come back to itself; it always reaches itself.
         let itself = flow.source == flow.destination;
-        match id.map(|id| self.state.program(id)) {
-            None => Ruling::Allowed,
-            Some(Some(program)) if itself || self.allows(program, peer, flow) => Ruling::Allowed,
-            Some(_) => Ruling::Denied(DropReason::Policy.on(direction)),
+        match side {
+            Side::Open => Ruling::Allowed,
+            Side::Program(program) if itself || self.allows(program, peer, flow) => Ruling::Allowed,
+            Side::Program(_) => Ruling::Denied(DropReason::Policy.on(direction)),
+            Side::Denied(reason) => Ruling::Denied(reason.on(direction)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the kernel is to enforce, and the plan that every change of it leads to. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use moat_nfnetlink::nft::{Data, Element, IfName, Key, Value, Verdict};
@@ -11,9 +11,10 @@ use moat_policies::{
 
 use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
+use super::judge;
 use super::layout::{
-    self, ChainRules, DropPoint, FastPath, Inside, LayoutConfig, LocalPod, Part, PodSet, PodVerdict,
-    ProgramObjects, Senders, Table,
+    self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, LocalPod, Part, PodSet,
+    PodVerdict, ProgramObjects, Senders, Table,
 };
 use super::op::{Op, Plan};
 use super::update::Update;
@@ -35,6 +36,8 @@ pub(crate) struct State {
     senders: Senders,
     /// What is the cluster's.
     inside: Inside,
+    /// Where ports of the node lead.
+    host_ports: HostPorts,
     limits: Limits,
     /// What the kernel did not take, or a limit keeps from it: nothing of the pods that need it is in the tables but what
     /// drops everything.
@@ -45,10 +48,14 @@ pub(crate) struct State {
     applied: BTreeMap<NamespacedName, Applied>,
     /// How many pods have each program in force, by direction: it has chains as long as there is one.
     used: BTreeMap<(Direction, ProgramId), usize>,
+    /// How many of those programs lead to the chains of an allow set's peers: it has these as long as there is one.
+    peers: BTreeMap<(Direction, SetId), usize>,
     /// The elements that pods have, and how many pods each.
     held: BTreeMap<(PodSet, Key), Held>,
     /// Whose connections the changes since the last look may have made allowed or denied.
     concern: Concern,
+    /// The pods as who judges connections sees them, if somebody has asked since the last change.
+    by_address: OnceLock<judge::Pods>,
 }
 
 #[derive(Debug, Clone)]
@@ -120,9 +127,12 @@ impl State {
             local: BTreeMap::new(),
             senders: Senders::default(),
             inside: Inside::default(),
+            host_ports: HostPorts::default(),
             used: BTreeMap::new(),
+            peers: BTreeMap::new(),
             held: BTreeMap::new(),
             concern: Concern::default(),
+            by_address: OnceLock::new(),
         }
     }
 
@@ -139,8 +149,13 @@ impl State {
     }
 
     /// A program that some pod may have.
-    pub(crate) fn program(&self, id: ProgramId) -> Option<&Program> {
-        self.programs.get(&id).map(|program| &**program)
+    pub(crate) fn program(&self, id: ProgramId) -> Option<Arc<Program>> {
+        self.programs.get(&id).cloned()
+    }
+
+    /// The pods of this node, for who judges.
+    pub(crate) fn pods_by_address(&self) -> &judge::Pods {
+        self.by_address.get_or_init(|| judge::Pods::of(self))
     }
 
     /// Whether a packet to or from this peer finds it in an allow set.
@@ -200,9 +215,13 @@ impl State {
         }
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };
-            let chains = objects.classes.into_iter().chain(objects.chains).map(|c| c.chain.name);
+            let chains = objects.chains.into_iter().map(|c| c.chain.name);
             let all = chains.chain(objects.maps.into_iter().map(|(map, _)| map.name().clone()));
             names.extend(all.map(|name| ((Table::Inet, name), Subject::Program(id))));
+        }
+        for &(direction, id) in self.peers.keys() {
+            let chains = self.peer_chains(direction, id).into_iter();
+            names.extend(chains.map(|c| ((Table::Inet, c.chain.name), Subject::Set(id))));
         }
         for (name, applied) in &self.applied {
             let chain = applied.veth().map(|(ifname, _)| ifname.as_str().into());
@@ -244,6 +263,7 @@ impl State {
     fn change(&mut self, update: &Update, mut closings_changed: bool) -> Plan {
         let mut plan = Plan::default();
         let mut last = Vec::new();
+        self.by_address = OnceLock::new();
         self.concern.merge(Concern::moved(update.moved.iter().copied()));
         let mut names: BTreeSet<NamespacedName> =
             update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
@@ -280,8 +300,8 @@ impl State {
         let absent = self.absent();
         let absent_before = std::mem::replace(&mut self.absent, absent);
         self.sets(diffs, &absent_before, &mut plan, &mut last);
-        if update.senders.is_some() || update.inside.is_some() {
-            self.nodes(update, &mut plan);
+        if update.senders.is_some() || update.inside.is_some() || update.host_ports.is_some() {
+            self.net(update, &mut plan);
         }
         self.pods(names, update, &mut plan, &mut last);
         for (id, program) in &update.policy.programs {
@@ -525,16 +545,18 @@ impl State {
         self.chains(&touched.programs, plan, last);
     }
 
-    /// Plans what the pod network's sets say about nodes.
-    fn nodes(&mut self, update: &Update, plan: &mut Plan) {
-        let before = self.node_sets();
+    /// Plans the sets of the pod network.
+    fn net(&mut self, update: &Update, plan: &mut Plan) {
+        let before = self.net_sets();
         self.senders = update.senders.clone().unwrap_or_else(|| std::mem::take(&mut self.senders));
         self.inside = update.inside.clone().unwrap_or_else(|| std::mem::take(&mut self.inside));
+        self.host_ports = update.host_ports.clone().unwrap_or_else(|| std::mem::take(&mut self.host_ports));
+        // One that leads elsewhere now is both gone and come.
         let less = |these: &[Element], those: &[Element]| -> Vec<Element> {
-            let those: BTreeSet<_> = those.iter().map(|e| (e.key, e.end)).collect();
-            these.iter().filter(|e| !those.contains(&(e.key, e.end))).cloned().collect()
+            let those: BTreeMap<_, _> = those.iter().map(|e| ((e.key, e.end), &e.data)).collect();
+            these.iter().filter(|e| those.get(&(e.key, e.end)) != Some(&&e.data)).cloned().collect()
         };
-        for ((set, before), (_, after)) in before.into_iter().zip(self.node_sets()) {
+        for ((set, before), (_, after)) in before.into_iter().zip(self.net_sets()) {
             let (gone, come) = (less(&before, &after), less(&after, &before));
             if !gone.is_empty() {
                 plan.commit.push(Op::DeleteElements(Table::Net, set.clone(), gone));
@@ -545,14 +567,17 @@ impl State {
         }
     }
 
-    /// The sets that say something about nodes, always in the same order.
-    fn node_sets(&self) -> Vec<(moat_nfnetlink::nft::Set, Vec<Element>)> {
+    /// The sets of the pod network, always in the same order.
+    fn net_sets(&self) -> Vec<(moat_nfnetlink::nft::Set, Vec<Element>)> {
         let mut sets = Vec::new();
         if self.config.tunnel {
             sets.extend(layout::tunnel_sets(&self.senders));
         }
         if self.config.masquerade {
             sets.extend(self.inside.sets());
+        }
+        if self.config.host_ports {
+            sets.extend(self.host_ports.sets());
         }
         sets
     }
@@ -643,38 +668,64 @@ impl State {
         plan.commit.extend(come.into_iter().map(|(set, e)| Op::AddElements(Table::Inet, set.set(), e)));
     }
 
-    /// Plans the chains of programs that came into use or fell out of it.
-    fn chains(&self, before: &BTreeMap<(Direction, ProgramId), usize>, plan: &mut Plan, last: &mut Vec<Op>) {
-        let now = |program| self.used.contains_key(program);
-        for &(direction, id) in before.iter().filter(|(p, n)| **n == 0 && now(p)).map(|(p, _)| p) {
-            let Some(objects) = self.objects(direction, id) else { continue };
-            for chain in objects.classes {
-                add_chain(&mut plan.stage, chain);
+    /// Plans the chains of programs that came into use or fell out of it. Those of peers stay where another program leads there.
+    fn chains(
+        &mut self,
+        before: &BTreeMap<(Direction, ProgramId), usize>,
+        plan: &mut Plan,
+        last: &mut Vec<Op>,
+    ) {
+        let objects = |wanted: fn(bool, bool) -> bool| -> Vec<(Direction, ProgramObjects)> {
+            let all = before.iter().filter(|(program, n)| wanted(**n > 0, self.used.contains_key(program)));
+            all.filter_map(|(&(direction, id), _)| Some((direction, self.objects(direction, id)?))).collect()
+        };
+        let (new, gone) = (objects(|before, now| !before && now), objects(|before, now| before && !now));
+        let mut touched = BTreeMap::new();
+        for (all, comes) in [(&new, true), (&gone, false)] {
+            for (direction, id) in
+                all.iter().flat_map(|(direction, o)| o.peers.iter().map(|id| (*direction, *id)))
+            {
+                let count = self.peers.entry((direction, id)).or_default();
+                touched.entry((direction, id)).or_insert(*count);
+                *count = if comes { *count + 1 } else { count.saturating_sub(1) };
             }
+        }
+        self.peers.retain(|_, count| *count > 0);
+        let now = |peers| self.peers.contains_key(peers);
+        for &(direction, id) in touched.iter().filter(|(p, n)| **n == 0 && now(p)).map(|(p, _)| p) {
+            self.peer_chains(direction, id).into_iter().for_each(|chain| add_chain(&mut plan.stage, chain));
+        }
+        for (_, objects) in new {
             for (map, elements) in objects.maps {
                 plan.stage.push(Op::AddSet(Table::Inet, map.clone()));
                 plan.stage.push(Op::AddElements(Table::Inet, map, elements));
             }
-            for chain in objects.chains {
-                add_chain(&mut plan.stage, chain);
-            }
+            objects.chains.into_iter().for_each(|chain| add_chain(&mut plan.stage, chain));
         }
         // The reverse order, and before the sets that they look into.
+        let delete = |c: ChainRules| Op::DeleteChain(Table::Inet, c.chain.name);
         let mut deletions = Vec::new();
-        for &(direction, id) in before.iter().filter(|(p, n)| **n > 0 && !now(p)).map(|(p, _)| p) {
-            let Some(objects) = self.objects(direction, id) else { continue };
-            let delete = |c: ChainRules| Op::DeleteChain(Table::Inet, c.chain.name);
+        for (_, objects) in gone {
             deletions.extend(objects.chains.into_iter().map(delete));
             let maps = objects.maps.into_iter();
             deletions.extend(maps.map(|(map, _)| Op::DeleteSet(Table::Inet, map.name().clone())));
-            deletions.extend(objects.classes.into_iter().map(delete));
+        }
+        for &(direction, id) in touched.iter().filter(|(p, n)| **n > 0 && !now(p)).map(|(p, _)| p) {
+            deletions.extend(self.peer_chains(direction, id).into_iter().map(delete));
         }
         last.splice(0..0, deletions);
     }
 
+    fn parts(&self, set: SetId) -> Vec<Part> {
+        self.sets.get(&set).map(|held| held.parts(&self.config)).unwrap_or_default()
+    }
+
+    fn peer_chains(&self, direction: Direction, set: SetId) -> [ChainRules; 2] {
+        layout::peers(direction, set, self.parts(set))
+    }
+
     fn objects(&self, direction: Direction, id: ProgramId) -> Option<ProgramObjects> {
-        let parts = |set: SetId| self.sets.get(&set).map(|h| h.parts(&self.config)).unwrap_or_default();
-        Some(layout::program(direction, id, self.programs.get(&id)?, &parts))
+        Some(layout::program(direction, id, self.programs.get(&id)?, &|set| self.parts(set)))
     }
 
     /// All that the tables are to hold: sets with their elements, and chains with their rules.
@@ -691,7 +742,7 @@ impl State {
             let parts = held.content(&self.config);
             content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
         }
-        let sets = self.node_sets().into_iter();
+        let sets = self.net_sets().into_iter();
         content.sets.extend(sets.map(|(set, elements)| (Table::Net, set, elements)));
         let interfaces: BTreeSet<IfName> = self.applied.values().filter_map(Applied::interface).collect();
         for table in Table::ALL {
@@ -703,9 +754,11 @@ impl State {
             }
             content.chains.extend(layout::fixed_chains(table, &self.config, self.fast));
         }
+        for &(direction, id) in self.peers.keys() {
+            content.chains.extend(self.peer_chains(direction, id));
+        }
         for &(direction, id) in self.used.keys() {
             let Some(objects) = self.objects(direction, id) else { continue };
-            content.chains.extend(objects.classes);
             let maps = objects.maps.into_iter();
             content.sets.extend(maps.map(|(map, elements)| (Table::Inet, map, elements)));
             content.chains.extend(objects.chains);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moat_policies::{AllowSet, Element, NamespacedName, NodeDelta, SetChange, SetId, SetUpdate};
 
-use super::layout::{Inside, LocalPod, Senders};
+use super::layout::{HostPorts, Inside, LocalPod, Senders};
 
 /// A change of what the kernel is to enforce.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,6 +22,8 @@ pub struct Update {
     pub senders: Option<Senders>,
     /// What is the cluster's, where that has changed.
     pub inside: Option<Inside>,
+    /// Where ports of the node lead, where that has changed.
+    pub host_ports: Option<HostPorts>,
 }
 
 impl Update {
@@ -32,6 +34,7 @@ impl Update {
             && self.moved.is_empty()
             && self.senders.is_none()
             && self.inside.is_none()
+            && self.host_ports.is_none()
     }
 
     /// Adds what came later: the result does what this one and then `later` do.
@@ -40,6 +43,7 @@ impl Update {
         self.moved.extend(later.moved);
         self.senders = later.senders.or(self.senders.take());
         self.inside = later.inside.or(self.inside.take());
+        self.host_ports = later.host_ports.or(self.host_ports.take());
         self.policy.pods.extend(later.policy.pods);
         self.policy.programs.extend(later.policy.programs);
         for (id, change) in later.policy.sets {

@@ -219,6 +219,7 @@ items:
             v4: Some([10, 0, 0, n].into()),
             v6: None,
             mtu: 1500,
+            host_ports: Vec::new(),
         };
         let mut desired = Desired::new("here".into(), [attachment("web", 1), attachment("api", 2)]);
         let apply = moat_manifests::decode([("pods.yaml", MANIFESTS.as_bytes())]).unwrap().objects;

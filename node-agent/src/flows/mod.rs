@@ -17,6 +17,7 @@
 mod grace;
 mod live;
 mod look;
+mod ports;
 mod stats;
 
 use std::collections::BTreeSet;
@@ -68,7 +69,7 @@ pub struct Flows {
     ended: CancellationToken,
     verdicts: Verdicts,
     /// A socket of its own for who asks, so that nobody's question holds up a look.
-    asked: Mutex<(Conntrack, Netlink)>,
+    asked: Arc<Mutex<(Conntrack, Netlink)>>,
     revoked: u32,
     stats: Arc<FlowStats>,
     addresses: Mutex<Addresses>,
@@ -102,7 +103,7 @@ impl Flows {
         let stats = Arc::new(FlowStats::default());
         let verdicts = dataplane.verdicts();
         let mut looker = Looker::open(verdicts.clone(), layout.revoked_mark, stats.clone())?;
-        let asked = Mutex::new((Conntrack::open()?, Netlink::open()?));
+        let asked = Arc::new(Mutex::new((Conntrack::open()?, Netlink::open()?)));
         let (events, receiver) = channel();
         let tell = events.clone();
         let grace = Grace::start(move |through| tell.send(Event::Through(through)).is_ok())?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use moat_cni::name;
 pub use moat_cni::name::{IFNAME_PREFIX, is_host_ifname};
+use moat_cni::port::HostPort;
 use moat_cni::protocol::{Address, Attached};
 use moat_policies::NamespacedName;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,9 @@ pub struct Attachment {
     pub v6: Option<Ipv6Addr>,
     /// The MTU of both ends, in bytes.
     pub mtu: u32,
+    /// Ports of the node that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
 }
 
 impl Attachment {
@@ -188,9 +192,20 @@ mod tests {
             v4: Some(Ipv4Addr::new(10, 1, 0, 5)),
             v6: None,
             mtu: 1500,
+            host_ports: Vec::new(),
         };
         let text = serde_json::to_string(&a).unwrap();
         assert!(text.contains(r#""pod_mac":"02:6d:0a:01:00:05""#));
+        assert!(!text.contains("host_ports"), "as releases without them wrote it");
+        assert_eq!(serde_json::from_str::<Attachment>(&text).unwrap(), a);
+        let port = HostPort {
+            protocol: moat_cni::port::Transport::Udp,
+            host_port: 53,
+            host_ip: Some("192.0.2.1".parse().unwrap()),
+            port: 5353,
+        };
+        let a = Attachment { host_ports: vec![port], ..a };
+        let text = serde_json::to_string(&a).unwrap();
         assert_eq!(serde_json::from_str::<Attachment>(&text).unwrap(), a);
     }
 }

@@ -1,6 +1,8 @@
 //! What goes wrong in the pod network, and which CNI error it is.
 
 use moat_cni::error::{CniError, code};
+use moat_cni::port::HostPort;
+use moat_policies::NamespacedName;
 
 use super::attachment::AttachmentKey;
 use super::ipam::IpamError;
@@ -30,6 +32,35 @@ pub enum PodNetError {
     /// ADD of an interface that is there already.
     #[error("there is an {0} already; remove it first")]
     InterfaceExists(AttachmentKey),
+    /// A port of the node that leads to another pod.
+    #[error(
+        "the host port {port} of this node leads to the pod {pod} already ({key}): remove that pod first, or give one of \
+         them another hostPort or hostIP"
+    )]
+    HostPortTaken {
+        /// The port that was asked for.
+        port: HostPort,
+        /// Who has it.
+        pod: NamespacedName,
+        /// By which interface.
+        key: AttachmentKey,
+    },
+    /// A port at an address of a family that pods have none of.
+    #[error(
+        "the host port {port} cannot lead to the pod, which has no address of that family: see the node's podCIDRs"
+    )]
+    HostPortFamily {
+        /// The port that was asked for.
+        port: HostPort,
+    },
+    /// The port at which the node takes in what other nodes send through the tunnel.
+    #[error(
+        "the host port {port} is that of the tunnel between nodes: use another hostPort, or run moat-agent with --mode routed"
+    )]
+    HostPortOfTunnel {
+        /// The port that was asked for.
+        port: HostPort,
+    },
     /// A link vanished while it was worked on.
     #[error("the link {0} is gone; its pod was probably removed meanwhile")]
     LinkGone(String),
@@ -70,11 +101,13 @@ impl PodNetError {
 
     fn code(&self) -> u32 {
         match self {
-            // An address may be released, a podCIDR may come, a link may be made again.
+            // An address may be released, a podCIDR may come, a link may be made again, a pod may go.
             PodNetError::Ipam(_)
             | PodNetError::LinkGone(_)
             | PodNetError::NotReady(_)
-            | PodNetError::NoPolicy(_) => code::TRY_AGAIN,
+            | PodNetError::NoPolicy(_)
+            | PodNetError::HostPortTaken { .. } => code::TRY_AGAIN,
+            PodNetError::HostPortFamily { .. } | PodNetError::HostPortOfTunnel { .. } => code::INVALID_CONFIG,
             PodNetError::Journal(_) => code::IO_FAILURE,
             PodNetError::Kernel(_) | PodNetError::Sysctl(_) => code::KERNEL_REFUSED,
             PodNetError::Netns(_) => code::INVALID_ENVIRONMENT,

@@ -62,6 +62,7 @@ impl Identity {
             v4: self.v4,
             v6: self.v6,
             mtu,
+            host_ports: Vec::new(),
         }
     }
 }

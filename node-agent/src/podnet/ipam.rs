@@ -163,6 +163,11 @@ impl Ipam {
         self.v4.is_some() || self.v6.is_some()
     }
 
+    /// Whether there are IPv4 (or else IPv6) addresses to give.
+    pub(crate) fn gives(&self, ipv4: bool) -> bool {
+        if ipv4 { self.v4.is_some() } else { self.v6.is_some() }
+    }
+
     /// Marks an address as held: what a state file says.
     pub(crate) fn hold(&mut self, address: IpAddr) {
         self.wake(address);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use moat_cni::port::HostPort;
 use moat_policies::Node;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
@@ -62,6 +63,8 @@ pub struct Prepare {
     pub pod_uid: Option<String>,
     /// `CNI_NETNS`.
     pub netns: PathBuf,
+    /// Ports of the node that are to lead to the pod.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// What GC did.
@@ -193,17 +196,20 @@ impl PodNet {
     }
 
     /// Compares an attachment with what is recorded and with what the kernel has. `addresses` and `gateways` are what
-    /// ADD's answer says; default routes are compared for `gateways` only.
+    /// ADD's answer says; default routes are compared for `gateways` only. `host_ports` are those that ADD was asked for, where
+    /// the runtime says them.
     pub async fn check(
         &self,
         key: &AttachmentKey,
         netns: &Path,
         addresses: &[IpAddr],
         gateways: &[IpAddr],
+        host_ports: &[HostPort],
     ) -> Result<(), PodNetError> {
         let (key, netns) = (key.clone(), netns.to_owned());
         let (addresses, gateways) = (addresses.to_vec(), gateways.to_vec());
-        self.blocking(move |node| node.check(key, &netns, &addresses, &gateways)).await
+        let host_ports = host_ports.to_vec();
+        self.blocking(move |node| node.check(key, &netns, &addresses, &gateways, &host_ports)).await
     }
 
     /// The attachments that a plugin removed, or should have, since [`PodNet::open`] read the notes: for [`PodNet::remove`],

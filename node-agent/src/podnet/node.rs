@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use moat_cni::failpoint;
+use moat_cni::port::HostPort;
 use moat_policies::Node;
 use tracing::warn;
 
@@ -20,6 +21,7 @@ use super::ipam::Ipam;
 use super::journal::{Durable, Journal};
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
+use super::ports;
 use super::sysctl;
 use super::uplink;
 use super::wire;
@@ -184,6 +186,13 @@ impl NodeNetwork {
         }
         failpoint::reach("before the record");
         let mut state = self.state();
+        let families = [true, false].map(|ipv4| state.ipam.gives(ipv4));
+        ports::can_be_had(
+            &request.host_ports,
+            families,
+            self.config.mode,
+            state.journal.contents().attachments(),
+        )?;
         let addresses = state.ipam.allocate(self.clock.now())?;
         let (host_mac, pod_mac) = macs(addresses.v4, addresses.v6);
         let attachment = Attachment {
@@ -200,6 +209,7 @@ impl NodeNetwork {
             v4: addresses.v4,
             v6: addresses.v6,
             mtu: state.mtu,
+            host_ports: request.host_ports,
         };
         // Written before it is in the kernel: else a crash could leave a pod with an address that looks free.
         if let Err(error) = state.journal.attach(attachment.clone()) {
@@ -271,6 +281,7 @@ impl NodeNetwork {
         netns: &Path,
         addresses: &[IpAddr],
         gateways: &[IpAddr],
+        host_ports: &[HostPort],
     ) -> Result<(), PodNetError> {
         let Some(mut attachment) = self.attachment(&key) else {
             return Err(PodNetError::UnknownAttachment(key));
@@ -290,6 +301,7 @@ impl NodeNetwork {
         drift.extend(self.netlink(|netlink| {
             check::drift(netlink, &self.node, &attachment, Some(netns), Defaults::By(gateways))
         })?);
+        drift.extend(self.node.run(|| ports::drift(&attachment, host_ports))?);
         if !drift.is_empty() {
             return Err(PodNetError::Drifted { key, drift });
         }

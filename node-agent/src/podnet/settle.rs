@@ -105,6 +105,7 @@ fn told(identity: identity::Identity, record: Option<&Attachment>, mtu: u32) -> 
         Some(record) => Attachment {
             netns: record.netns.clone(),
             mtu: record.mtu,
+            host_ports: record.host_ports.clone(),
             // A long name may have pushed the uid out.
             pod_uid: told.pod_uid.or_else(|| record.pod_uid.clone()),
             ..told
@@ -146,6 +147,7 @@ mod tests {
             v4,
             v6: None,
             mtu: 1450,
+            host_ports: Vec::new(),
         }
     }
 

@@ -108,6 +108,10 @@ pub(crate) fn of_tunnel(name: &str, ipv6: bool) -> Vec<(String, &'static str)> {
         (format!("ipv4/conf/{name}/forwarding"), "1"),
         (format!("ipv4/conf/{name}/proxy_arp"), "0"),
         (format!("ipv4/conf/{name}/accept_redirects"), "0"),
+        // What another node answers in its own name may come this way, though packets to it go by another; and on a link without
+        // an address the kernel is strict even where it is told to be loose. Who may bring what through the tunnel is decided by
+        // a chain that looks closer than this would.
+        (format!("ipv4/conf/{name}/rp_filter"), "0"),
     ];
     if !has_ipv6() {
         return wanted;

@@ -15,9 +15,10 @@ use super::links::PodLink;
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
 use super::node::{NodeNetwork, State};
-use super::settle::{Settled, settle};
+use super::settle::{Kept, Settled, settle};
 use super::wire;
 use super::{PodNetConfig, PodNetError};
+use crate::dataplane::HostPorts;
 
 impl NodeNetwork {
     /// Takes over what is there; see [`super::PodNet::open`].
@@ -30,6 +31,7 @@ impl NodeNetwork {
         let links = without_noted(&mut netlink, links, &notes);
         let settled = settle(journal.contents().attachments(), &links);
         let settled = without_ended(&mut netlink, settled);
+        let settled = with_ports(settled);
 
         let now = clock.now();
         record(&mut journal, &settled, now);
@@ -170,6 +172,28 @@ fn without_ended(netlink: &mut Netlink, mut settled: Settled) -> Settled {
     for stray in &settled.stray {
         warn!(link = stray, "a pod's link that was never activated: removed");
         removed(netlink, stray);
+    }
+    settled
+}
+
+/// Of who is known by its link alone, the kernel's tables still say which of the node's ports lead to it.
+fn with_ports(mut settled: Settled) -> Settled {
+    let alone = |kept: &&mut Kept| kept.rebuilt && kept.attachment.netns.as_os_str().is_empty();
+    let mut alone = settled.kept.iter_mut().filter(alone).peekable();
+    if alone.peek().is_none() {
+        return settled;
+    }
+    match HostPorts::in_force() {
+        Ok(ports) => {
+            for kept in alone {
+                let addresses: Vec<IpAddr> = kept.attachment.addresses().collect();
+                kept.attachment.host_ports = ports.asked_by(&addresses);
+            }
+        }
+        Err(error) => warn!(
+            error = &error as &dyn std::error::Error,
+            "ports of the node do not lead any more to pods that are known from their links alone"
+        ),
     }
     settled
 }

@@ -145,6 +145,7 @@ impl Node {
             pod_namespace: "default".into(),
             pod_name: name.into(),
             pod_uid: None,
+            host_ports: Vec::new(),
         };
         let answer = call(&self.run_dir().join("agent.sock"), Request::Add(add), PATIENCE);
         let Ok(Outcome::Attached(attached)) = answer else { panic!("{name}: {answer:?}\n{}", self.log()) };

@@ -54,6 +54,7 @@ impl World {
             v4: p.local.v4,
             v6: p.local.v6,
             mtu: 1500,
+            host_ports: Vec::new(),
         };
         let mut desired = Desired::new("node".into(), self.pods.iter().map(attachment));
         let mut apply = objects(&self.manifests);

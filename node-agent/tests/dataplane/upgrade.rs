@@ -1,7 +1,8 @@
 //! Tables that another version of moat made are taken over, and no packet is misjudged meanwhile.
 //!
-//! `layout-1/` holds what the last agent of the first layout wrote for the world of these tests: its one batch, byte for
-//! byte, with the kernel's guard and without, and what `nft` lists then.
+//! `layout-1/` and `layout-3/` hold what the last agent of that layout wrote for the world of these tests: its one batch, byte
+//! for byte, with the kernel's guard and without, and what `nft` lists then. The first had no chains for answers and no
+//! table of the pod network; the third had a chain for each class of a program's ports.
 
 use std::net::SocketAddr;
 
@@ -20,12 +21,28 @@ use crate::world::World;
 use crate::writer::{Traffic, unguarded};
 
 const POLICIES: &str = include_str!("layout-1/policies.yaml");
-const GUARDED: &[u8] = include_bytes!("layout-1/guarded.batch");
-const UNGUARDED: &[u8] = include_bytes!("layout-1/unguarded.batch");
-const LISTING: &str = include_str!("layout-1/listing.nft");
 
-/// The kind of the user data that holds the layout's version.
+/// What an agent of an older layout wrote.
+struct Frozen {
+    guarded: &'static [u8],
+    unguarded: &'static [u8],
+    listing: &'static str,
+}
+
+const FIRST: Frozen = Frozen {
+    guarded: include_bytes!("layout-1/guarded.batch"),
+    unguarded: include_bytes!("layout-1/unguarded.batch"),
+    listing: include_str!("layout-1/listing.nft"),
+};
+const THIRD: Frozen = Frozen {
+    guarded: include_bytes!("layout-3/guarded.batch"),
+    unguarded: include_bytes!("layout-3/unguarded.batch"),
+    listing: include_str!("layout-3/listing.nft"),
+};
+
+/// The kind of the user data that holds the version, and this version's.
 const VERSION: u8 = 0x6d;
+const OURS: u8 = 4;
 
 /// Sends the batch of an agent that lives no more.
 fn send(w: &World, batch: &'static [u8]) {
@@ -76,14 +93,23 @@ fn verdicts(w: &World) {
 
 #[test]
 fn tables_of_the_first_layout_are_taken_over_under_traffic() {
+    taken_over_under_traffic(&FIRST);
+}
+
+#[test]
+fn tables_of_the_third_layout_are_taken_over_under_traffic() {
+    taken_over_under_traffic(&THIRD);
+}
+
+fn taken_over_under_traffic(older: &'static Frozen) {
     privileged(|| {
-        for (config, batch) in [(Config::default(), GUARDED), (unguarded(), UNGUARDED)] {
+        for (config, batch) in [(Config::default(), older.guarded), (unguarded(), older.unguarded)] {
             let guarded = config.owner;
             for allowed in ["a", "r"] {
                 let mut w = World::unstarted(&["a", "b", "c", "d"], &["r"], POLICIES, config.clone());
                 send(&w, batch);
                 if !guarded {
-                    assert_eq!(w.node.command("nft -s list ruleset").trim(), LISTING.trim());
+                    assert_eq!(w.node.command("nft -s list ruleset").trim(), older.listing.trim());
                 }
                 let (handle, _) = standing(&w);
                 // One connection that is there already, and new ones all the time.
@@ -112,7 +138,7 @@ fn tables_of_the_first_layout_are_taken_over_under_traffic() {
                     keeps();
                 }
                 assert_eq!(traffic.stop(), (0, 0), "guarded: {guarded}");
-                assert_eq!(standing(&w), (handle, Some(3)), "the same table, filled by this version");
+                assert_eq!(standing(&w), (handle, Some(OURS)), "the same table, filled by this version");
                 assert_eq!(w.dataplane().stats().owner(), u64::from(guarded));
                 w.check();
                 drop(old);
@@ -147,7 +173,7 @@ fn tables_of_a_newer_layout_are_taken_over_under_traffic() {
             let traffic = Traffic::start(&w, &[allowed], &["c"]);
             w.start(w.whole());
             assert_eq!(traffic.stop(), (0, 0));
-            assert_eq!(standing(&w), (handle, Some(3)));
+            assert_eq!(standing(&w), (handle, Some(OURS)));
             let left = w.node.command("nft list ruleset");
             assert!(!left.contains("tomorrow") && !left.contains("early"), "{left}");
             w.check();

@@ -226,6 +226,7 @@ fn a_half_made_attachment_is_made_anew() {
             pod_name: id.into(),
             pod_uid: None,
             netns: pod.path.clone(),
+            host_ports: Vec::new(),
         };
         let half = |node: &TestNode, id: &str| {
             let (podnet, request) = (node.podnet().clone(), request(id));

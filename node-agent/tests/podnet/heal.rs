@@ -150,6 +150,7 @@ fn a_link_that_was_not_activated_stays_down() {
             pod_name: "early".into(),
             pod_uid: None,
             netns: ns.path.clone(),
+            host_ports: Vec::new(),
         };
         let podnet = node.podnet().clone();
         node.ns.run(move || {

@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct RealNode {
     pub(crate) ns: Namespace,
+    name: &'static str,
+    /// What its agent is told besides.
+    pub(crate) arguments: Vec<&'static str>,
     folder: tempfile::TempDir,
     agent: Option<Child>,
 }
@@ -28,6 +31,18 @@ pub(crate) fn pod(name: &str) -> String {
     )
 }
 
+/// The manifest of a node.
+pub(crate) fn node(name: &str, addresses: [&str; 2], pod_cidrs: &[&str]) -> String {
+    let quoted: Vec<String> = pod_cidrs.iter().map(|cidr| format!("'{cidr}'")).collect();
+    let addresses = addresses.map(|address| format!("{{type: InternalIP, address: '{address}'}}"));
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{}]}}\n\
+         status: {{addresses: [{}]}}\n",
+        quoted.join(", "),
+        addresses.join(", ")
+    )
+}
+
 impl RealNode {
     /// A node with these podCIDRs and manifests, and no agent yet.
     pub(crate) fn new(pod_cidrs: &[&str], manifests: &str) -> Self {
@@ -35,18 +50,15 @@ impl RealNode {
         ns.sh("ip link set lo up; ip link add uplink type veth peer name outside; ip link set outside up
                ip link set uplink up; ip addr add 192.0.2.1/24 dev uplink
                ip addr add 2001:db8::1/64 dev uplink nodad");
-        let node = Self { ns, folder: tempfile::tempdir().unwrap(), agent: None };
+        Self::at(ns, "a", &self::node("a", ["192.0.2.1", "2001:db8::1"], pod_cidrs), manifests)
+    }
+
+    /// The node `name` in a namespace that has its links, with these manifests of nodes and others, and no agent yet.
+    pub(crate) fn at(ns: Namespace, name: &'static str, nodes: &str, manifests: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let node = Self { ns, name, arguments: Vec::new(), folder, agent: None };
         fs::create_dir(node.path("manifests")).unwrap();
-        let quoted: Vec<String> = pod_cidrs.iter().map(|cidr| format!("'{cidr}'")).collect();
-        node.write(
-            "node.yaml",
-            &format!(
-                "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\nspec: {{podCIDRs: [{}]}}\n\
-                 status: {{addresses: [{{type: InternalIP, address: 192.0.2.1}}, \
-                 {{type: InternalIP, address: '2001:db8::1'}}]}}\n",
-                quoted.join(", ")
-            ),
-        );
+        node.write("node.yaml", nodes);
         node.write("rest.yaml", manifests);
         node
     }
@@ -100,13 +112,14 @@ impl RealNode {
         command.args([
             "run",
             "--node",
-            "a",
+            self.name,
             "--listen",
             "127.0.0.1:9469",
             "--no-owner",
             "--address-rest",
             "0",
         ]);
+        command.args(&self.arguments);
         command.arg("--manifests").arg(self.path("manifests"));
         command.arg("--state-dir").arg(self.path("state")).arg("--run-dir").arg(self.path("run"));
         command.envs(die_at.map(|point| (moat_cni::failpoint::VARIABLE, point)));
@@ -144,6 +157,22 @@ impl RealNode {
 
     pub(crate) fn recorded(&self) -> Vec<Attachment> {
         read_attachments(&self.path("state")).unwrap()
+    }
+
+    /// What `moat-agent check` says: its exit status, and each difference.
+    pub(crate) fn check(&self) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+        command.args(["check", "--node", self.name]).arg("--manifests").arg(self.path("manifests"));
+        command.arg("--state-dir").arg(self.path("state"));
+        let output = self.ns.run(move || command.output().unwrap());
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let lines = text.lines().filter(|line| !line.contains("packets walked"));
+        (output.status.code(), lines.map(|line| format!("{line}\n")).collect())
+    }
+
+    /// Nobody has the agent's records any more.
+    pub(crate) fn lose_state(&self) {
+        fs::remove_dir_all(self.path("state")).unwrap();
     }
 
     pub(crate) fn notes(&self) -> usize {

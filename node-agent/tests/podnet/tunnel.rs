@@ -20,7 +20,7 @@ struct World {
 }
 
 /// Lays a cable between two namespaces.
-fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
+pub(crate) fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
     let peer = to.path.display();
     from.sh(&format!(
         "exec 9<{peer}; ip link add {name} type veth peer name {other} netns /proc/self/fd/9 2>/dev/null ||
@@ -30,7 +30,7 @@ fn cable(from: &Namespace, name: &str, to: &Namespace, other: &str) {
     to.sh(&format!("ip link set {other} up"));
 }
 
-const STRICT: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done";
+pub(crate) const STRICT: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done";
 
 /// All nodes have addresses and podCIDRs of both families.
 fn world(mode: Mode) -> World {
@@ -278,8 +278,11 @@ fn pods_have_the_mtu_that_fits_their_way() {
 #[test]
 fn a_packet_that_does_not_fit_the_tunnel_is_answered_and_not_lost() {
     in_world(|| {
-        // A pod that was there before a peer was behind the tunnel: its link takes more than the tunnel does.
+        // A pod that was there before a peer was behind the tunnel: its link takes more than the tunnel does. Its own node says
+        // so; what the network says is lost.
         let world = world(Mode::Auto);
+        world.router.sh("nft 'add rule inet watch forward icmp type destination-unreachable drop
+                  add rule inet watch forward icmpv6 type packet-too-big drop'");
         let (a, c) = (world.a.local.clone(), world.c.local.clone());
         world.a.set_nodes(&[]).unwrap();
         world.c.set_nodes(&[]).unwrap();
@@ -287,8 +290,16 @@ fn a_packet_that_does_not_fit_the_tunnel_is_answered_and_not_lost() {
         assert_eq!(from.result["interfaces"][1]["mtu"], 1500);
         world.a.set_nodes(&[c]).unwrap();
         world.c.set_nodes(&[a]).unwrap();
-        for &address in &to.addresses {
-            crate::world::stream(&from.ns, &to.ns, address, 1 << 20);
+        for (&there, &here) in to.addresses.iter().zip(&from.addresses) {
+            crate::world::stream(&from.ns, &to.ns, there, 1 << 20);
+            crate::world::stream(&to.ns, &from.ns, here, 1 << 20);
+            crate::world::stream(&world.a.ns, &to.ns, there, 1 << 20);
+            crate::world::stream(
+                &from.ns,
+                &world.c.ns,
+                world.c.local.addresses[usize::from(there.is_ipv6())],
+                1 << 20,
+            );
         }
     });
 }

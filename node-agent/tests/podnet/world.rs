@@ -115,6 +115,7 @@ impl Handler for Bare {
             pod_name: add.pod_name,
             pod_uid: add.pod_uid,
             netns: add.netns,
+            host_ports: add.host_ports,
         };
         let attachment = self.0.reserve(request).await?;
         let up = async { self.0.activate(&attachment, self.0.build(&attachment).await?).await };
@@ -133,7 +134,7 @@ impl Handler for Bare {
 
     async fn check(&self, check: Check) -> Result<(), CniError> {
         let key = AttachmentKey::new(check.container_id, check.ifname);
-        Ok(self.0.check(&key, &check.netns, &check.addresses, &check.gateways).await?)
+        Ok(self.0.check(&key, &check.netns, &check.addresses, &check.gateways, &check.host_ports).await?)
     }
 
     async fn gc(&self, gc: Gc) -> Result<(), CniError> {

@@ -64,10 +64,10 @@ pub(crate) fn chain(config: &LayoutConfig) -> Option<ChainRules> {
         } else {
             (v6, Source::IP6_SADDR, Source::IP6_DADDR)
         };
-        family(Rule::new())
+        // First of all whether it is for a pod of this node: that is cheap to ask, and the sets are not.
+        family(Rule::new().then(veth(Source::OIFNAME, Cmp::Neq)))
             .lookup([from, Source::L4PROTO], set("own", ipv4).name().clone())
             .lookup_missing([to, Source::L4PROTO], set("inside", ipv4).name().clone())
-            .then(veth(Source::OIFNAME, Cmp::Neq))
             .then(Statement::Masquerade)
     };
     let base =

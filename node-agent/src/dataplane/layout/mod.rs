@@ -8,6 +8,7 @@
 //!               egress-<program>      peers and ports                     ──▶ to-pod | policy-egress
 //!               to-pod                oifname ▶ to_pod                    ──▶ ingress-<program> | accept
 //!               ingress-<program>     peers and ports                     ──▶ accept | policy-ingress
+//!               …-peers-<allow set>   peers, where a program has many ports
 //!               input                 iifname . MAC in pods: from pods that we know only
 //!
 //!  while connections are judged anew, instead of the fast path:
@@ -16,6 +17,7 @@
 //!               …-answers             peers and ports                     ──▶ answerer | accept | revoke
 //! inet moat-net tunnel                what comes to the tunnel's port   ──▶ senders
 //!               masquerade            what leaves the cluster
+//!               host-ports            what comes to ports of the node that lead to pods
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
@@ -25,6 +27,7 @@
 mod answers;
 mod drops;
 mod fixed;
+mod host_ports;
 mod masquerade;
 mod names;
 mod program;
@@ -39,11 +42,12 @@ use moat_policies::{Direction, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::{chains as fixed_chains, forward};
+pub use host_ports::HostPorts;
 pub use masquerade::Inside;
 use names::Way;
 pub(crate) use names::{FORWARD, Part, PodSet, Table};
 pub use names::{NET_TABLE, TABLE, VETH_PREFIX};
-pub(crate) use program::{ProgramObjects, program};
+pub(crate) use program::{ProgramObjects, peers, program};
 pub(crate) use sets::{element, parts, prefixes};
 pub use tunnel::Senders;
 pub(crate) use tunnel::sets as tunnel_sets;
@@ -54,7 +58,7 @@ pub(crate) use veth::chain as veth_chain;
 ///
 /// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
 /// base chain whose declaration changes gets another name, too.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 
 /// The kind of the user data that holds the version. `nft` itself uses small numbers.
 pub(crate) const USERDATA_VERSION: u8 = 0x6d;
@@ -78,6 +82,8 @@ pub struct LayoutConfig {
     pub tunnel: bool,
     /// Whether what leaves the cluster leaves in the node's name.
     pub masquerade: bool,
+    /// Whether ports of the node may lead to pods.
+    pub host_ports: bool,
     /// Whether policy decides what a pod may send to its own node.
     pub pod_to_node: PodToNode,
 }
@@ -101,6 +107,7 @@ impl Default for LayoutConfig {
             v6: true,
             tunnel: false,
             masquerade: false,
+            host_ports: false,
             pod_to_node: PodToNode::Allow,
         }
     }

@@ -150,12 +150,15 @@ pub(crate) fn program(way: Way, direction: Direction, id: ProgramId) -> Arc<str>
     }
 }
 
-/// The chain of a program's port class.
-pub(crate) fn class(way: Way, direction: Direction, id: ProgramId, index: usize) -> Arc<str> {
-    format!("{}-{index}", program(way, direction, id)).into()
+/// The chain that passes an allow set's peers.
+pub(crate) fn peers(way: Way, direction: Direction, set: SetId) -> Arc<str> {
+    match way {
+        Way::There => format!("{direction}-peers-{set}").into(),
+        Way::Back => format!("{direction}-peers-{set}-answers").into(),
+    }
 }
 
-/// The map from protocol and port to the chains of a program's port classes.
+/// The map from protocol and port to the chains of its port classes' peers.
 pub(crate) fn ports(way: Way, direction: Direction, id: ProgramId) -> Arc<str> {
     format!("{}-ports", program(way, direction, id)).into()
 }

@@ -3,16 +3,24 @@
 //! ```text
 //! <direction>-<id>          TCP in mid-stream               ▶ mid-stream
 //!                           port class 0: lookup, pass      (a few port ranges: inline)
-//!                           l4proto . dport ▶ …-ports       (more: a map to a chain for each class)
+//!                           l4proto . dport ▶ …-ports       (more: a map to a chain for each class's peers)
 //!                           every protocol: lookup, pass    reads no port, so it holds for packets without one
 //!                           named: address . l4proto . dport, pass
 //!                           ▶ policy-<direction>
+//! <direction>-peers-<set>   lookup, pass
 //! ```
 //!
-//! And once more, as `<direction>-<id>-answers`, for packets that come back while connections are judged anew: with the two
-//! ends exchanged, and `revoke` at the end.
+//! And all once more, as `…-answers`, for packets that come back while connections are judged anew: with the two ends exchanged,
+//! and `revoke` at a program's end.
+//!
+//! The chain that a map leads to is named by the allow set that it looks into, and so shared by all classes of all programs
+//! that allow the same peers. A change of one policy makes a pod's program another one; where that has hundreds of classes, all
+//! but one or two of them are those of the program before it, and stay as they are. The kernel looks sets up by name, one after the other:
+//! a chain that looks into two of them costs more than all else in a commit where there are thousands.
 //!
 //! A class's peers include those of `every`, so that a packet that misses its class may fall on and miss the rest, too.
+
+use std::collections::BTreeSet;
 
 use moat_nfnetlink::nft::{Chain, Element, Operand, Rule, Set, Source, Value, Verdict};
 use moat_policies::{Allow, Direction, PortRange, Program, ProgramId, SetId};
@@ -28,8 +36,8 @@ const INLINE_RANGES: usize = 3;
 /// What one program is in the kernel, each part behind those that it leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ProgramObjects {
-    /// The chains of its port classes, where they do not stand inline.
-    pub(crate) classes: Vec<ChainRules>,
+    /// The allow sets that have chains of their own for it: those of its port classes, where they do not stand inline.
+    pub(crate) peers: BTreeSet<SetId>,
     /// The maps to them.
     pub(crate) maps: Vec<(Set, Vec<Element>)>,
     /// Its own chains.
@@ -48,6 +56,14 @@ pub(crate) fn program(
         Side { way, direction, parts }.program(id, program, &mut objects);
     }
     objects
+}
+
+/// The chains that pass an allow set's peers, for the maps of all programs in one direction. `parts` are what it is made of.
+pub(crate) fn peers(direction: Direction, set: SetId, parts: Vec<Part>) -> [ChainRules; 2] {
+    Way::BOTH.map(|way| {
+        let rules = Side { way, direction, parts: &|_| parts.clone() }.allow(&Rule::new(), Allow::Set(set));
+        ChainRules { table: Table::Inet, chain: Chain::new(names::peers(way, direction, set)), rules }
+    })
 }
 
 fn port_map(name: std::sync::Arc<str>, single: bool) -> Set {
@@ -83,15 +99,12 @@ impl Side<'_> {
             }
         } else {
             let mut elements = Vec::with_capacity(ranges);
-            for (index, class) in program.classes.iter().enumerate() {
+            for class in &program.classes {
                 let verdict = match class.allow {
                     Allow::Everyone => self.pass(),
-                    allow => {
-                        let name = names::class(way, direction, id, index);
-                        let chain = Chain::new(name.clone());
-                        let rules = self.allow(&Rule::new(), allow);
-                        objects.classes.push(ChainRules { table: Table::Inet, chain, rules });
-                        Verdict::jump(name)
+                    Allow::Set(set) => {
+                        objects.peers.insert(set);
+                        Verdict::jump(names::peers(way, direction, set))
                     }
                 };
                 elements

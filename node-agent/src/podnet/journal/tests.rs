@@ -24,6 +24,7 @@ pub(super) fn attachment(container: &str, address: &str) -> Attachment {
         v4: Some(address.parse().unwrap()),
         v6: None,
         mtu: 1500,
+        host_ports: Vec::new(),
     }
 }
 
