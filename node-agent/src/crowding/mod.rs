@@ -4,7 +4,7 @@
 //! says of them; what is denied stays denied. So who fills it is named, in the log and in the numbers.
 //!
 //! ```text
-//!   every 10 s, and when somebody reads the numbers ──▶ usage ──▶ Level: nearly full? ──▶ count by pod ──▶ log, numbers
+//!   once a minute, and when somebody reads the numbers ──▶ usage ──▶ Level: nearly full? ──▶ count by pod ──▶ log, numbers
 //!                                          (one message, no walk)          (one walk of the table, once a minute at most)
 //! ```
 
@@ -26,7 +26,7 @@ use tally::{Holder, Tally};
 pub(crate) use numbers::CrowdingNumbers;
 
 /// How often it is asked how full the table is: one message to the kernel, which knows the number.
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(60);
 /// So many pods are named.
 const NAMED: usize = 10;
 
