@@ -103,6 +103,14 @@ impl Handler for Agent {
 
 impl Agent {
     async fn add_pod(&self, pod: &NamespacedName, request: Add) -> Result<Attached, CniError> {
+        if !self.host_ports && !request.host_ports.is_empty() {
+            let why = "the kernel does not translate addresses (see moat-agent doctor), so no port of this node can lead to a pod";
+            return Err(CniError::new(
+                code::UNSUPPORTED_FIELD,
+                "runtimeConfig.portMappings cannot be had",
+                why,
+            ));
+        }
         self.known(pod).await?;
         let attachment = self
             .podnet

@@ -70,6 +70,8 @@ pub(crate) struct Agent {
     /// Readings that new connections follow, and when the others do.
     followed: mpsc::UnboundedSender<(Nth, String, Cut)>,
     pub(crate) podnet: PodNet,
+    /// Whether ports of the node can lead to pods.
+    pub(crate) host_ports: bool,
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -222,7 +224,6 @@ async fn start(
         tunnel,
         masquerade: options.masquerade,
         pod_to_node: options.pod_to_node,
-        host_ports: true,
         ..LayoutConfig::default()
     };
     match desired.node() {
@@ -234,9 +235,11 @@ async fn start(
     }
     let blocks = desired.node().map(|node| node.pod_cidrs.clone()).unwrap_or_default();
     let cidrs = blocks.clone();
-    if let Err(refused) = tokio::task::spawn_blocking(move || doctor::at_start(&cidrs)).await? {
-        bail!("this host is refused:\n{refused}");
-    }
+    let able = match tokio::task::spawn_blocking(move || doctor::at_start(&cidrs)).await? {
+        Ok(able) => able,
+        Err(refused) => bail!("this host is refused:\n{refused}"),
+    };
+    (layout.masquerade, layout.host_ports) = (layout.masquerade && able.translate, able.translate);
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
     let log = DropLogConfig::of(&layout);
@@ -267,7 +270,9 @@ async fn start(
     metrics.drops(numbers.context("cannot read the counters of drops")?);
     let crowding = Crowding::start(desired.clone()).and_then(CrowdingNumbers::open);
     metrics.crowding(crowding.context("cannot look how full the connection tracking table is")?);
-    let agent = Agent { desired, droplog, flows, dataplane, followed, podnet, readiness, metrics };
+    let host_ports = able.translate;
+    let agent =
+        Agent { desired, droplog, flows, dataplane, followed, podnet, host_ports, readiness, metrics };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
     Ok(agent)

@@ -67,17 +67,23 @@ impl Entry {
         if message.kind != message_type(subsystem::CONNTRACK, super::message::NEW) {
             return None;
         }
-        let attrs = message.attrs();
-        let be32 = |kind| attrs.find(kind).and_then(|attr| attr.be32()).unwrap_or_default();
-        Some(Entry {
-            original: Tuple::decode(attrs.find(TUPLE_ORIGINAL)?.nested())?,
-            reply: Tuple::decode(attrs.find(TUPLE_REPLY)?.nested())?,
-            mark: be32(MARK),
-            status: be32(STATUS),
-            zone: attrs.find(ZONE).and_then(|attr| attr.be16()).unwrap_or_default(),
-            id: be32(ID),
-            timeout: be32(TIMEOUT),
-        })
+        let (mut original, mut reply) = (None, None);
+        let (mut mark, mut status, mut id, mut timeout, mut zone) = (0, 0, 0, 0, 0);
+        // In one walk: there may be hundreds of thousands of them to read, with a dozen attributes each.
+        for attr in message.attrs() {
+            let be32 = || attr.be32().unwrap_or_default();
+            match attr.kind {
+                TUPLE_ORIGINAL => original = Tuple::decode(attr.nested()),
+                TUPLE_REPLY => reply = Tuple::decode(attr.nested()),
+                MARK => mark = be32(),
+                STATUS => status = be32(),
+                ID => id = be32(),
+                TIMEOUT => timeout = be32(),
+                ZONE => zone = attr.be16().unwrap_or_default(),
+                _ => {}
+            }
+        }
+        Some(Entry { original: original?, reply: reply?, mark, status, zone, id, timeout })
     }
 
     /// As the kernel writes it in a dump, for the tests of the way there and back.

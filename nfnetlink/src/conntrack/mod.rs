@@ -36,6 +36,8 @@ mod message {
 #[derive(Debug)]
 pub struct Conntrack {
     connection: Connection,
+    /// What is sent, here so that its memory is used again.
+    writer: Writer,
 }
 
 /// What became of a list of changes.
@@ -50,7 +52,7 @@ pub struct Changed {
 impl Conntrack {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        Ok(Conntrack { connection: Connection::open(0, RECEIVE)? })
+        Ok(Conntrack { connection: Connection::open(0, RECEIVE)?, writer: Writer::default() })
     }
 
     /// Hands over every entry that the filter lets through. The kernel compares families, IPv4 addresses and the mark, but
@@ -102,17 +104,18 @@ impl Conntrack {
         let mut sum = Changed::default();
         for chunk in items.chunks(CHANGES) {
             let base = self.connection.take_seqs(chunk.len() as u32);
-            let mut writer = Writer::default();
+            let writer = &mut self.writer;
+            writer.truncate(0);
             for (index, item) in chunk.iter().enumerate() {
                 let ack = if index + 1 == chunk.len() { flags::ACK } else { 0 };
                 let family = tuple(item).family();
                 let kind = message_type(subsystem::CONNTRACK, kind);
                 let open =
                     writer.open(kind, flags::REQUEST | ack, base.wrapping_add(index as u32), family, 0);
-                encode(item, &mut writer);
+                encode(item, writer);
                 writer.close(open)?;
             }
-            self.connection.send(&[writer.bytes()], doing)?;
+            self.connection.send(&[self.writer.bytes()], doing)?;
             let gone = self.answers(base, chunk.len(), doing)?;
             sum.gone += gone;
             sum.changed += chunk.len() - gone;

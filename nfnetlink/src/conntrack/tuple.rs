@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::wire::{Attrs, Writer};
+use crate::wire::{Attr, Attrs, Writer};
 
 /// `CTA_TUPLE_*`, `CTA_IP_*` and `CTA_PROTO_*` (linux/netfilter/nfnetlink_conntrack.h).
 mod attr {
@@ -98,32 +98,41 @@ impl Tuple {
     }
 
     pub(super) fn decode(attrs: Attrs<'_>) -> Option<Tuple> {
-        let ip = attrs.find(attr::IP)?.nested();
-        let proto = attrs.find(attr::PROTO)?.nested();
-        let v4 = |kind| {
-            let octets: [u8; 4] = ip.find(kind)?.payload.try_into().ok()?;
-            Some(IpAddr::from(Ipv4Addr::from(octets)))
+        let (mut source, mut destination) = (None, None);
+        let (mut protocol, mut from, mut to) = (None, None, None);
+        let (mut icmp_kind, mut icmp_code, mut icmp_id) = (None, None, None);
+        for attr in attrs.flat_map(|outer| outer.nested().map(move |inner| (outer.kind, inner))) {
+            let (outer, attr) = attr;
+            match (outer, attr.kind) {
+                (attr::IP, attr::V4_SOURCE | attr::V6_SOURCE) => source = address(attr),
+                (attr::IP, attr::V4_DESTINATION | attr::V6_DESTINATION) => destination = address(attr),
+                (attr::PROTO, attr::NUMBER) => protocol = attr.u8(),
+                (attr::PROTO, attr::SOURCE_PORT) => from = attr.be16(),
+                (attr::PROTO, attr::DESTINATION_PORT) => to = attr.be16(),
+                (attr::PROTO, attr::ICMP_ID | attr::ICMP6_ID) => icmp_id = attr.be16(),
+                (attr::PROTO, attr::ICMP_TYPE | attr::ICMP6_TYPE) => icmp_kind = attr.u8(),
+                (attr::PROTO, attr::ICMP_CODE | attr::ICMP6_CODE) => icmp_code = attr.u8(),
+                _ => {}
+            }
+        }
+        let (source, destination) = (source?, destination?);
+        if source.is_ipv4() != destination.is_ipv4() {
+            return None;
+        }
+        let detail = match (from, to, icmp_kind, icmp_code, icmp_id) {
+            (Some(source), Some(destination), ..) => Detail::Ports { source, destination },
+            (.., Some(kind), Some(code), Some(id)) => Detail::Icmp { kind, code, id },
+            _ => Detail::None,
         };
-        let v6 = |kind| {
-            let octets: [u8; 16] = ip.find(kind)?.payload.try_into().ok()?;
-            Some(IpAddr::from(Ipv6Addr::from(octets)))
-        };
-        let (source, destination) = match v4(attr::V4_SOURCE) {
-            Some(source) => (source, v4(attr::V4_DESTINATION)?),
-            None => (v6(attr::V6_SOURCE)?, v6(attr::V6_DESTINATION)?),
-        };
-        let u8 = |kind| proto.find(kind).and_then(|attr| attr.u8());
-        let be16 = |kind| proto.find(kind).and_then(|attr| attr.be16());
-        let ports = || {
-            let (source, destination) = (be16(attr::SOURCE_PORT)?, be16(attr::DESTINATION_PORT)?);
-            Some(Detail::Ports { source, destination })
-        };
-        let icmp = |id, kind, code| Some(Detail::Icmp { kind: u8(kind)?, code: u8(code)?, id: be16(id)? });
-        let detail = ports()
-            .or_else(|| icmp(attr::ICMP_ID, attr::ICMP_TYPE, attr::ICMP_CODE))
-            .or_else(|| icmp(attr::ICMP6_ID, attr::ICMP6_TYPE, attr::ICMP6_CODE))
-            .unwrap_or(Detail::None);
-        Some(Tuple { source, destination, protocol: u8(attr::NUMBER)?, detail })
+        Some(Tuple { source, destination, protocol: protocol?, detail })
+    }
+}
+
+/// An address of either family, which its length tells.
+fn address(attr: Attr<'_>) -> Option<IpAddr> {
+    match attr.payload.len() {
+        4 => attr.payload.try_into().ok().map(|octets: [u8; 4]| Ipv4Addr::from(octets).into()),
+        _ => attr.payload.try_into().ok().map(|octets: [u8; 16]| Ipv6Addr::from(octets).into()),
     }
 }
 

@@ -29,13 +29,12 @@ impl Limits {
     }
 }
 
-/// So much work on each class that may be: the defaults together allow a merged list of prefixes for each that is as long as
-/// would fit in the node's allow sets if all classes had one. Docs: how long that takes.
+/// So much work on each class that may be. Docs: how long that takes.
 const WORK_OF_A_CLASS: usize = 8192;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { classes: 256, prefixes: 20_000, elements: 1_000_000 }
+        Self { classes: 256, prefixes: 20_000, elements: 300_000 }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Properties of the planner and of merging, on random small nodes.
 
+mod host_ports;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -215,6 +217,8 @@ fn found(model: &Model) -> BTreeMap<Table, FoundTable> {
             hook: match base.hook {
                 moat_nfnetlink::nft::Hook::Input => 1,
                 moat_nfnetlink::nft::Hook::Forward => 2,
+                moat_nfnetlink::nft::Hook::Output => 3,
+                moat_nfnetlink::nft::Hook::Postrouting => 4,
                 _ => 0,
             },
             priority: base.priority,
@@ -223,7 +227,10 @@ fn found(model: &Model) -> BTreeMap<Table, FoundTable> {
                 _ => Vec::new(),
             },
             accept: base.policy == moat_nfnetlink::nft::Policy::Accept,
-            kind: "filter".to_owned(),
+            kind: match base.kind {
+                moat_nfnetlink::nft::ChainType::Nat => "nat".to_owned(),
+                _ => "filter".to_owned(),
+            },
         });
         all.get_mut(table).unwrap().chains.insert(name.clone(), base);
     }

@@ -30,6 +30,8 @@ pub struct Facts {
     pub advertised: Vec<Router>,
     /// Virtual services of IPVS.
     pub ipvs_services: usize,
+    /// Links that take in only what they would be answered by (`rp_filter` 1, theirs or that of all).
+    pub strict: Vec<String>,
 }
 
 impl Facts {

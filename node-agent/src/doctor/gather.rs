@@ -40,6 +40,7 @@ pub fn gather(pod_cidrs: &[IpNet]) -> Result<Facts, DoctorError> {
         }
     }
     let (forward_chains, tables) = firewalls()?;
+    let strict = links.iter().map(|link| &link.name).filter(|name| is_strict(name)).cloned().collect();
     Ok(Facts {
         release: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         probes: probe::probe(),
@@ -51,7 +52,14 @@ pub fn gather(pod_cidrs: &[IpNet]) -> Result<Facts, DoctorError> {
         tables,
         advertised,
         ipvs_services: ipvs_services(),
+        strict,
     })
+}
+
+/// What holds is the higher of what is said of a link and of all; 2 is loose.
+fn is_strict(link: &str) -> bool {
+    let value = |name: &str| sysctl::get(&format!("ipv4/conf/{name}/rp_filter"));
+    value(link).max(value("all")).as_deref() == Some("1")
 }
 
 fn host_link(link: Link) -> HostLink {

@@ -43,7 +43,49 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(advertised(facts));
     findings.extend(strangers(facts));
     findings.extend(tunnels(facts));
+    findings.extend(strict(facts));
+    findings.extend(portmap(facts));
     findings
+}
+
+/// Other nodes' own packets to a host port come by a link; what they send to pods comes through the tunnel, and so do answers go.
+fn strict(facts: &Facts) -> Option<Finding> {
+    let tunnel = facts.links.iter().any(|link| link.ours && link.kind == "vxlan");
+    let by_link = |name: &&String| {
+        let link = facts.links.iter().find(|link| link.name == **name);
+        link.is_some_and(|link| {
+            link.up && !link.ours && facts.routes.iter().any(|r| r.link == Some(link.index))
+        })
+    };
+    let strict: Vec<String> = facts.strict.iter().filter(by_link).cloned().collect();
+    (tunnel && !strict.is_empty()).then(|| Finding {
+        severity: Severity::Note,
+        check: "strict-sources",
+        what: format!(
+            "{} takes in only what would be answered by it (rp_filter is 1): what a node behind the tunnel sends, in its own name, \
+             to a port of this node that leads to a pod (hostPort, or a NodePort with externalTrafficPolicy Local) is dropped; \
+             pods and all others are served",
+            strict.join(", ")
+        ),
+        to_do: "where that is needed: sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.LINK.rp_filter=2".into(),
+    })
+}
+
+/// The reference plugin for host ports, or what it left.
+fn portmap(facts: &Facts) -> Option<Finding> {
+    let chains = ["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ"];
+    let is = |(table, there): (&String, &Vec<String>)| {
+        table.ends_with(" cni_hostport") || there.iter().any(|chain| chains.contains(&chain.as_str()))
+    };
+    let table = facts.tables.iter().find(|entry| is(*entry)).map(|(table, _)| table)?;
+    Some(Finding {
+        severity: Severity::Warning,
+        check: "host-ports",
+        what: format!("the plugin portmap leads host ports to pods here, or did (the table {table}): moat does not know which"),
+        to_do: "remove portmap from the CNI configuration, give moat-cni the capability portMappings, and remove portmap's rules when \
+                its pods are gone"
+            .into(),
+    })
 }
 
 fn ipvs(facts: &Facts) -> Option<Finding> {
@@ -209,6 +251,34 @@ mod tests {
 
     fn route(to: &str, link: u32, ours: bool) -> HostRoute {
         HostRoute { to: to.parse().unwrap(), link: Some(link), ours }
+    }
+
+    #[test]
+    fn strict_links_matter_beside_a_tunnel() {
+        let up = |link| HostLink { up: true, ..link };
+        let uplink = || up(link(2, "eth0", ""));
+        let tunnel = || HostLink { ours: true, ..up(link(3, "vxlan-moat", "vxlan")) };
+        let of = |links, strict: &str| {
+            checks(&Facts {
+                strict: vec![strict.into()],
+                routes: vec![route("192.0.2.0/24", 2, false)],
+                ..facts(links)
+            })
+        };
+        assert_eq!(of(vec![uplink(), tunnel()], "eth0"), [(Severity::Note, "strict-sources")]);
+        assert_eq!(of(vec![uplink(), tunnel()], "lo"), []);
+        assert_eq!(of(vec![uplink()], "eth0"), []);
+    }
+
+    #[test]
+    fn portmap_is_known_by_its_table_or_its_chains() {
+        let of = |table: &str, chain: &str| {
+            let tables = [(table.to_owned(), vec![chain.to_owned()])].into();
+            checks(&Facts { tables, ..facts(vec![]) })
+        };
+        assert_eq!(of("inet cni_hostport", "prerouting"), [(Severity::Warning, "host-ports")]);
+        assert_eq!(of("ip nat", "CNI-HOSTPORT-DNAT"), [(Severity::Warning, "host-ports")]);
+        assert_eq!(of("ip nat", "KUBE-SERVICES"), []);
     }
 
     #[test]

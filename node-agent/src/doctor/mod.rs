@@ -78,17 +78,25 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// What the agent can do on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Able {
+    /// The kernel translates addresses.
+    pub translate: bool,
+}
+
 /// What the agent says at its start, in the network namespace of the calling thread: the log gets every finding. An error is
 /// the refusals, one a line.
-pub fn at_start(pod_cidrs: &[IpNet]) -> Result<(), String> {
+pub fn at_start(pod_cidrs: &[IpNet]) -> Result<Able, String> {
     let facts = match gather(pod_cidrs) {
         Ok(facts) => facts,
         Err(error) => {
             // Not to know is no reason to leave a node without policy.
             tracing::warn!("this host cannot be looked at: {:#}", anyhow::Error::new(error));
-            return Ok(());
+            return Ok(Able { translate: true });
         }
     };
+    let able = Able { translate: !matches!(facts.probes.get(&Feature::Nat), Some(Probe::Missing(_))) };
     let mut refused = Vec::new();
     for finding in judge(&facts) {
         match finding.severity {
@@ -97,5 +105,5 @@ pub fn at_start(pod_cidrs: &[IpNet]) -> Result<(), String> {
             Severity::Note => tracing::info!(check = finding.check, "{}; {}", finding.what, finding.to_do),
         }
     }
-    if refused.is_empty() { Ok(()) } else { Err(refused.join("\n")) }
+    if refused.is_empty() { Ok(able) } else { Err(refused.join("\n")) }
 }

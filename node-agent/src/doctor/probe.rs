@@ -5,8 +5,8 @@ use std::thread;
 
 use moat_nfnetlink::conntrack::{Conntrack, Filter};
 use moat_nfnetlink::nft::{
-    Base, Batch, Chain, ChainType, Element, Family, Field, Hook, IfName, KeyType, Log, Policy, Rule, Set,
-    Socket, Source, Table, TableId, Value, Verdict, ct_state, table_flags,
+    Base, Batch, Chain, ChainType, Element, Family, FibResult, Field, Hook, IfName, KeyType, Log, Operand,
+    Policy, Rule, Set, Socket, Source, Statement, Table, TableId, Value, Verdict, ct_state, fib, table_flags,
 };
 use moat_nfnetlink::{EncodeError, Error};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -91,7 +91,7 @@ impl Feature {
             Feature::Conntrack => "CONFIG_NF_CT_NETLINK and CONFIG_NF_CONNTRACK_MARK",
             Feature::Veth => "CONFIG_VETH",
             Feature::Owner => "CONFIG_NF_TABLES (Linux 6.9)",
-            Feature::Nat => "CONFIG_NFT_NAT and CONFIG_NFT_MASQ",
+            Feature::Nat => "CONFIG_NFT_NAT, CONFIG_NFT_MASQ and CONFIG_NFT_FIB_INET",
             Feature::Vxlan => "CONFIG_VXLAN",
             Feature::Ipv6 => "CONFIG_IPV6",
         }
@@ -207,6 +207,20 @@ fn batch(feature: Feature) -> Result<Batch, EncodeError> {
             let base =
                 Base { kind: ChainType::Nat, hook: Hook::Postrouting, priority: 100, policy: Policy::Accept };
             batch.add_chain(&id, &Chain { base: Some(base), ..Chain::new("nat") })?;
+            batch.add_rule(&id, "nat", &Rule::new().then(Statement::Masquerade))?;
+            let port = KeyType::new(&[Field::InetProto, Field::InetService])?;
+            let map = Set::new("map", port).map(KeyType::new(&[Field::Ipv4Addr, Field::InetService])?);
+            batch.add_set(&id, &map)?;
+            let base = Base { hook: Hook::Prerouting, priority: -99, ..base };
+            batch.add_chain(&id, &Chain { base: Some(base), ..Chain::new("in") })?;
+            let local = Source::Fib { flags: fib::DADDR, result: FibResult::AddressType };
+            let key = [Source::L4PROTO, Source::TH_DPORT].into();
+            let lead = Statement::DestinationNat { key, map: "map".into(), ipv4: true };
+            batch.add_rule(
+                &id,
+                "in",
+                &Rule::new().eq(Source::NFPROTO, 2).eq(local, Operand::host32(2)).then(lead),
+            )?;
         }
         _ => {}
     }

@@ -13,6 +13,7 @@ mod guard;
 mod killed;
 mod node;
 mod packets;
+mod pod_to_node;
 #[path = "../dataplane/space.rs"]
 #[allow(dead_code, reason = "the data plane's tests use the rest")]
 mod space;

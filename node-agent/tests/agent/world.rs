@@ -19,6 +19,8 @@ pub(crate) struct World {
     pub(crate) node: Namespace,
     root: tempfile::TempDir,
     agent: Option<Child>,
+    /// What agent and check are told besides.
+    pub(crate) flags: Vec<&'static str>,
 }
 
 /// A pod that was added.
@@ -41,7 +43,7 @@ impl World {
         node.sh("ip link set lo up; ip link add uplink type veth peer name outside
              ip link set outside up; ip link set uplink up
              ip addr add 192.0.2.1/24 dev uplink; sysctl -qw net.ipv4.ip_forward=1");
-        let world = Self { node, root: tempfile::tempdir().unwrap(), agent: None };
+        let world = Self { node, root: tempfile::tempdir().unwrap(), agent: None, flags: Vec::new() };
         fs::create_dir(world.manifests()).unwrap();
         for (name, address, cidr) in
             [("here", "192.0.2.1", "10.1.0.0/24"), ("there", "192.0.2.2", "10.2.0.0/16")]
@@ -84,6 +86,7 @@ impl World {
         command.args(["run", "--node", "here", "--address-rest", "0", "--listen", &LISTEN.to_string()]);
         command.arg("--manifests").arg(self.manifests());
         command.arg("--state-dir").arg(path("state")).arg("--run-dir").arg(path("run"));
+        command.args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         fs::create_dir_all(path("run")).unwrap();
         self.agent = Some(self.node.run(move || command.spawn().unwrap()));
@@ -178,7 +181,7 @@ impl World {
     pub(crate) fn check(&self) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
         command.args(["check", "--node", "here"]).arg("--manifests").arg(self.manifests());
-        command.arg("--state-dir").arg(self.root.path().join("state"));
+        command.arg("--state-dir").arg(self.root.path().join("state")).args(&self.flags);
         self.node.run(move || command.output().unwrap())
     }
 

@@ -67,6 +67,11 @@ fn a_port_of_the_node_leads_to_its_pod_from_everywhere() {
 
 /// One node with a world on its link.
 fn alone(manifests: &str) -> (RealNode, Namespace) {
+    alone_with(&[], manifests)
+}
+
+/// The same, whose agent is told these arguments.
+fn alone_with(arguments: &[&'static str], manifests: &str) -> (RealNode, Namespace) {
     let (space, world) = (Namespace::new(), Namespace::new());
     space.sh("ip link set lo up");
     crate::tunnel::cable(&world, "eth0", &space, "uplink");
@@ -76,6 +81,7 @@ fn alone(manifests: &str) -> (RealNode, Namespace) {
               ip addr add 2001:db8::9/64 dev eth0 nodad");
     let nodes = real::node("a", ["192.0.2.1", "2001:db8::1"], &["10.1.0.0/24", "fd00:1::/64"]);
     let mut node = RealNode::at(space, "a", &nodes, manifests);
+    node.arguments = arguments.to_vec();
     node.start();
     (node, world)
 }
@@ -160,6 +166,45 @@ fn led(node: &RealNode) -> String {
             .sh(&format!("nft list set inet moat-net {map} 2>/dev/null || nft list map inet moat-net {map}"))
     })
     .concat()
+}
+
+#[test]
+fn a_service_on_the_same_port_goes_first() {
+    in_world(|| {
+        let (node, world) =
+            alone_with(&["--no-masquerade"], &[pod("web", "a"), pod("backend", "a")].concat());
+        let target = add(&node, "web", &WEB);
+        let backend = node.plugin().pod("backend");
+        let _servers = [Server::new(&target.ns, "web", 80), Server::new(&backend.ns, "service", 80)];
+        let [v4, _] = of("a");
+        answers(&world, Proto::Tcp, web(v4), "web 192.0.2.9");
+        let to = backend.addresses[0];
+        // As kube-proxy does for a NodePort, in its nftables mode and in its other one.
+        for (make, remove) in [
+            (
+                format!(
+                    "nft 'add table ip kube-proxy
+                          add chain ip kube-proxy nat-prerouting {{ type nat hook prerouting priority dstnat; }}
+                          add rule ip kube-proxy nat-prerouting fib daddr type local tcp dport 8080 dnat to {to}:80'"
+                ),
+                "nft delete table ip kube-proxy".to_owned(),
+            ),
+            (
+                format!("iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -p tcp --dport 8080 -j DNAT --to {to}:80"),
+                "iptables -t nat -F PREROUTING".to_owned(),
+            ),
+        ] {
+            node.ns.sh(&make);
+            answers(&world, Proto::Tcp, web(v4), "service 192.0.2.9");
+            answers(&world, Proto::Udp, web(v4), "web 192.0.2.9");
+            node.ns.sh(&remove);
+            answers(&world, Proto::Tcp, web(v4), "web 192.0.2.9");
+        }
+        // What leaves the cluster may keep its address; what comes back to its sender cannot.
+        for protocol in BOTH {
+            answers(&target.ns, protocol, web(v4), &format!("web {v4}"));
+        }
+    });
 }
 
 #[test]
