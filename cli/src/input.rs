@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use moat_manifests::Manifests;
 use moat_policies::{Evaluator, Objects};
 
@@ -10,6 +11,27 @@ use crate::output;
 
 /// How many objects a note names by kind.
 const NAMED_KINDS: usize = 6;
+
+/// Who decides what a pod may send to its own node: as the nodes' agents are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodToNode {
+    /// Nobody: all of it passes, as the API of NetworkPolicy says
+    #[default]
+    Allow,
+    /// The pod's egress policies, as for every other address that is no pod's
+    Policy,
+}
+
+impl PodToNode {
+    /// Who answers by that.
+    pub(crate) fn evaluator(self, objects: &Objects) -> Evaluator<'_> {
+        let evaluator = Evaluator::new(objects);
+        match self {
+            PodToNode::Allow => evaluator,
+            PodToNode::Policy => evaluator.judging_pods_to_their_node(),
+        }
+    }
+}
 
 /// `-f`.
 #[derive(clap::Args)]

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, ensure};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
-use moat_policies::{Endpoint, Evaluator, Judgement, Matrix, Traffic};
+use moat_policies::{Endpoint, Judgement, Matrix, Traffic};
 use serde::Serialize;
 
-use crate::input::{Input, warn_of_contested};
+use crate::input::{Input, PodToNode, warn_of_contested};
 use crate::output::{self, Format};
 use crate::port::Port;
 
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Destination port and protocol (80/TCP, 53/UDP; TCP if left out), or icmp; may be given more than once
     #[arg(long = "port", value_name = "PORT", required = true)]
     ports: Vec<Port>,
+    /// Who decides what a pod may send to its own node: what moat-agent's flag of this name says
+    #[arg(long, value_enum, default_value_t)]
+    pod_to_node: PodToNode,
     /// How to print the answer
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -48,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .collect::<Result<Vec<Traffic>>>()?;
     let objects = args.input.load()?.to_objects();
     ensure!(!objects.pods().is_empty(), "no pods in the input, so there is nobody to ask about");
-    let evaluator = Evaluator::new(&objects);
+    let evaluator = args.pod_to_node.evaluator(&objects);
     warn_of_contested(&evaluator, &objects);
     let pods: Vec<Endpoint> = objects.pods().keys().cloned().map(Endpoint::Pod).collect();
     let mut rows = Rows {

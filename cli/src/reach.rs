@@ -12,7 +12,7 @@ use moat_policies::{
 };
 
 use crate::endpoint::{Named, find};
-use crate::input::{Input, warn_of_contested};
+use crate::input::{Input, PodToNode, warn_of_contested};
 use crate::output::{self, Format};
 use crate::port::Port;
 
@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// The namespace of what is written without one
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
+    /// Who decides what a pod may send to its own node: what moat-agent's flag of this name says
+    #[arg(long, value_enum, default_value_t)]
+    pod_to_node: PodToNode,
     /// How to print the answer
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -77,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let objects = manifests.to_objects();
     let end = |word: &str| find(word, &args.namespace, &manifests, &objects);
     let (source, destination) = (end(&args.source)?, end(&args.destination)?);
-    let answers = Answers::ask(&objects, source, destination, &args.port)?;
+    let answers = Answers::ask(&objects, args.pod_to_node, source, destination, &args.port)?;
     if let Some(pod) = answers.unknown_address(&objects) {
         output::note(format_args!(
             "the address of {pod} is not known (status.podIPs), so no ipBlock matches it; in a cluster one may"
@@ -91,8 +94,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 impl Answers {
-    fn ask(objects: &Objects, source: Named, destination: Named, port: &Port) -> Result<Self> {
-        let evaluator = Evaluator::new(objects);
+    fn ask(
+        objects: &Objects,
+        pod_to_node: PodToNode,
+        source: Named,
+        destination: Named,
+        port: &Port,
+    ) -> Result<Self> {
+        let evaluator = pod_to_node.evaluator(objects);
         warn_of_contested(&evaluator, objects);
         let resolve =
             |named: &Named| -> Vec<Endpoint> { named.ends.iter().map(|e| evaluator.resolve(e)).collect() };

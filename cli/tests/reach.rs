@@ -152,3 +152,28 @@ fn help_teaches() {
         assert!(run.stdout.contains(examples), "{}", run.stdout);
     }
 }
+
+#[test]
+fn policy_decides_what_a_pod_sends_to_its_node_where_that_is_asked_for() {
+    // Who may, and what is not about that, stays as it is.
+    for (question, by_default, by_policy) in [
+        ("shop/web 172.16.0.1 --port 10250", true, false),
+        ("shop/web ops/exporter --port metrics", true, false),
+        ("shop/web 2001:db8::1 --port icmp", true, false),
+        ("172.16.0.1 shop/web --port 1", true, true),
+        ("ops/exporter shop/web --port 1", true, true),
+        ("shop/api-0 172.16.0.1 --port 10250", true, true),
+        ("shop/web shop/api-0 --port http", true, true),
+        ("shop/web 192.0.2.1 --port 443", false, false),
+    ] {
+        for (flag, allowed) in [("allow", by_default), ("policy", by_policy)] {
+            let run = moat(&format!("reach {question} -f shop --pod-to-node {flag}"));
+            assert_eq!(run.status, i32::from(!allowed), "{question}, {flag}: {}{}", run.stdout, run.stderr);
+        }
+        assert_eq!(moat(&format!("reach {question} -f shop")).status, i32::from(!by_default), "{question}");
+    }
+    let run = moat("reach shop/web 172.16.0.1 --port 10250 -f shop --pod-to-node policy");
+    golden("reach-pod-to-node.txt", &run.stdout);
+    let run = moat("matrix --port 9100 -f shop --pod-to-node policy");
+    golden("matrix-pod-to-node.txt", &run.stdout);
+}

@@ -18,7 +18,8 @@ use crate::space::Space;
 use crate::state::{Process, StateDir};
 use crate::supervise;
 
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
+/// Where an agent is asked, in its node's namespace.
+pub(crate) const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9469);
 /// How often an agent is asked what it has applied; it has no way to call us.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// An agent that has not applied the folders by then never will.

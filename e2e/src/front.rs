@@ -51,9 +51,7 @@ pub fn down(name: &str) -> Result<bool, LabError> {
 
 /// A lab for one probe: makes it, probes it, removes it.
 pub fn run(options: &Options, expected: bool, progress: Progress<'_>) -> Result<Report, LabError> {
-    let state = StateDir::named(&format!("run-{}", std::process::id()))?;
-    let mut held = Held::start(state, options)?;
-    held.until_ready(progress)?;
+    let held = Held::for_one_run(options, progress)?;
     let asked = ask(&held.state, &Request::Probe { expected }, progress);
     held.unless_interrupted(asked)
 }
@@ -64,9 +62,7 @@ pub fn hostile(
     hostile: &HostileOptions,
     progress: Progress<'_>,
 ) -> Result<HostileReport, LabError> {
-    let state = StateDir::named(&format!("run-{}", std::process::id()))?;
-    let mut held = Held::start(state, options)?;
-    held.until_ready(progress)?;
+    let held = Held::for_one_run(options, progress)?;
     let stream = send(&held.state, &Request::Hostile(hostile.clone()))?;
     let answered = match answer(&held.state, stream, progress) {
         Ok(Event::Hostile(report)) => Ok(report),
@@ -82,9 +78,7 @@ pub fn chaos(
     chaos: &ChaosOptions,
     progress: Progress<'_>,
 ) -> Result<ChaosReport, LabError> {
-    let state = StateDir::named(&format!("run-{}", std::process::id()))?;
-    let mut held = Held::start(state, options)?;
-    held.until_ready(progress)?;
+    let held = Held::for_one_run(options, progress)?;
     let stream = send(&held.state, &Request::Chaos(chaos.clone()))?;
     held.interrupt.shut_first(&stream)?;
     match answer(&held.state, stream, progress) {
@@ -153,6 +147,14 @@ impl Interrupt {
 }
 
 impl Held {
+    /// A lab of this process alone, made and ready.
+    fn for_one_run(options: &Options, progress: Progress<'_>) -> Result<Self, LabError> {
+        let state = StateDir::named(&format!("run-{}", std::process::id()))?;
+        let mut held = Self::start(state, options)?;
+        held.until_ready(progress)?;
+        Ok(held)
+    }
+
     fn start(state: StateDir, options: &Options) -> Result<Self, LabError> {
         // The gate ends before the keeper, which then is our child: when it ends, nothing of it stays in the process table.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

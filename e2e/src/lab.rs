@@ -13,7 +13,7 @@ use crate::error::{LabError, Trying as _};
 use crate::fabric::Fabric;
 use crate::folder::{self, Loaded};
 use crate::info::Info;
-use crate::options::Options;
+use crate::options::{Options, Purpose};
 use crate::predict;
 use crate::probe::{Prober, Station};
 use crate::report::{Observed, Report};
@@ -67,8 +67,9 @@ impl Lab {
         tell(&format!("{} nodes: links, addresses, agents", nodes.len()));
         let world: Vec<WorldHost> = topology::reachable_world(&world, &nodes).cloned().collect();
         let fabric = Fabric::build(&nodes, &world, options.joined).await?;
-        // Behind a router that knows no pod, nobody outside can begin a conversation with one: nothing is asked of them.
-        let world = if options.joined == Joined::Link { world } else { Vec::new() };
+        // Faults and frames are about who shares a link with the pods.
+        let asked = options.joined == Joined::Link || options.purpose == Purpose::Probe;
+        let world = if asked { world } else { Vec::new() };
         let sources = Sources {
             manifests: vec![state.join("manifests"), state.join("nodes")],
             pod_status: state.join("pods"),
@@ -88,7 +89,7 @@ impl Lab {
     /// Before any policy: every packet passes, or else the network is broken and a denied cell would mean nothing.
     async fn baseline(&mut self, loaded: &Loaded, placed: &[Placed], tell: Tell<'_>) -> Result<(), LabError> {
         let hosts = self.hosts(placed);
-        let cells = cells(&hosts);
+        let cells = self.cells(&hosts);
         tell(&format!("{} probes with no policy in force: all must pass", cells.len()));
         let objects = predict::with_places(&loaded.objects, placed, &hosts, true);
         let predicted = predict::predict(&objects, &hosts, &cells)?;
@@ -115,7 +116,7 @@ impl Lab {
         notes.extend(self.rooms.wait_until_applied(true).await?);
         let before = self.rooms.fingerprint().ok();
         let hosts = self.hosts(&placed);
-        let cells = cells(&hosts);
+        let cells = self.cells(&hosts);
         let objects = predict::with_places(&loaded.objects, &placed, &hosts, false);
         let predicted = predict::predict(&objects, &hosts, &cells)?;
         let (expected, odd) = if with_expected {
@@ -190,6 +191,14 @@ impl Lab {
 
     pub(crate) fn hosts(&self, placed: &[Placed]) -> Vec<Host> {
         topology::hosts(placed, &self.rooms.nodes(), &self.world, &self.rooms.addresses())
+    }
+
+    /// What is asked. Behind a router that knows no pod, nobody outside can begin a conversation with one.
+    fn cells(&self, hosts: &[Host]) -> Vec<Cell> {
+        let begins = |cell: &Cell| {
+            self.options.joined == Joined::Link || matches!(hosts[cell.source].endpoint, Endpoint::Pod(_))
+        };
+        cells(hosts).into_iter().filter(begins).collect()
     }
 
     /// Sends the packets.

@@ -192,6 +192,14 @@ impl Desired {
         moved.then_some(now)
     }
 
+    /// The interface of this key is made anew: what the kernel is told before (`there` is false), and then. `None`: no pod has it
+    /// any more.
+    pub fn renew(&self, key: &AttachmentKey, there: bool) -> Option<Update> {
+        let attachment = self.attachments.values().find(|a| a.key() == *key)?;
+        let local = there.then(|| local_pod(attachment));
+        Some(Update { pods: [(attachment.pod(), local)].into(), ..Update::default() })
+    }
+
     /// Whether the source knows this pod, so that policy can say something about it; and knows it by this UID, where both say one:
     /// another one is another pod of the same name, with labels of its own.
     pub fn knows(&self, pod: &NamespacedName, uid: Option<&str>) -> bool {
@@ -212,6 +220,11 @@ impl Desired {
     /// The pod of this node whose host end has this name.
     pub fn pod_of(&self, host_ifname: &str) -> Option<NamespacedName> {
         self.attachments.values().find(|a| a.host_ifname == host_ifname).map(Attachment::pod)
+    }
+
+    /// The interfaces that the pods of this node have.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Attachment> {
+        self.attachments.values()
     }
 
     /// The name of this node.

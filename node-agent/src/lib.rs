@@ -11,6 +11,7 @@
 
 pub mod check;
 pub mod cni_server;
+mod crowding;
 pub mod dataplane;
 pub mod desired;
 pub mod doctor;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::crowding::CrowdingNumbers;
 use crate::dataplane::Stats;
 use crate::droplog::DropNumbers;
 use crate::flows::FlowNumbers;
@@ -20,6 +21,7 @@ pub struct Metrics {
     dataplane: Arc<OnceLock<DataplaneNumbers>>,
     drops: Arc<OnceLock<DropNumbers>>,
     flows: Arc<OnceLock<FlowNumbers>>,
+    crowding: Arc<OnceLock<CrowdingNumbers>>,
     attachments: Gauge,
     /// Readings that were put in force.
     pub readings: Counter,
@@ -57,7 +59,20 @@ impl Default for Metrics {
         registry.register_collector(Box::new(Later(drops.clone())));
         let flows = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Later(flows.clone())));
-        Self { registry, dataplane, drops, flows, attachments, readings, reading_errors, add_errors, mended }
+        let crowding = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(Later(crowding.clone())));
+        Self {
+            registry,
+            dataplane,
+            drops,
+            flows,
+            crowding,
+            attachments,
+            readings,
+            reading_errors,
+            add_errors,
+            mended,
+        }
     }
 }
 
@@ -78,6 +93,12 @@ impl Metrics {
     pub(crate) fn flows(&self, numbers: FlowNumbers) {
         // And that, too.
         let _ = self.flows.set(numbers);
+    }
+
+    /// It is watched how full the connection tracking table is, and these are the numbers.
+    pub(crate) fn crowding(&self, numbers: CrowdingNumbers) {
+        // And that.
+        let _ = self.crowding.set(numbers);
     }
 
     /// Whether the kernel does not hold what it is to hold.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cni_server::CniServer;
+use crate::crowding::{Crowding, CrowdingNumbers};
 use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, PodToNode, Ticket, Update};
 use crate::desired::Desired;
 use crate::doctor;
@@ -24,7 +25,7 @@ use crate::flows::{FlowNumbers, Flows};
 use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::podnet::{Mode, PodNet, PodNetConfig};
+use crate::podnet::{Attachment, Mode, PodNet, PodNetConfig};
 use crate::readiness::{Nth, Readiness};
 use crate::source::{self, News, Outbox, Source, Told};
 
@@ -111,6 +112,18 @@ impl Agent {
     /// Why a pod is closed, if it is.
     pub(crate) fn why_closed(&self, pod: &NamespacedName) -> Option<String> {
         self.dataplane.closed().borrow().get(pod).cloned()
+    }
+
+    /// Puts the policy of a pod in force anew, for a link of the same name that is not up yet. Must not be called on an
+    /// asynchronous thread. False: it is not in force, or the pod has gone meanwhile.
+    fn renew(&self, attachment: &Attachment) -> bool {
+        // In two commits: what an old link's end took along is there no more, and nobody told the writer.
+        [false, true].into_iter().all(|there| {
+            let desired = self.desired();
+            let ticket = desired.renew(&attachment.key(), there).map(|update| self.dataplane.submit(update));
+            drop(desired);
+            ticket.is_some_and(|ticket| ticket.wait().is_ok())
+        })
     }
 
     pub(crate) fn desired(&self) -> MutexGuard<'_, Desired> {
@@ -208,6 +221,9 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     };
     let name = Name::of(&first);
     let agent = Arc::new(start(&options, first, readiness, metrics, outbox).await?);
+    let policy = Arc::downgrade(&agent);
+    let policy = move |attachment: &Attachment| policy.upgrade().is_some_and(|agent| agent.renew(attachment));
+    agent.podnet.keep(agent.metrics.mended.clone(), policy).context("cannot watch over the pod network")?;
 
     let cni = CniServer::bind(&options.run_dir.join("agent.sock"))?;
     // Requests wait in the socket's queue from now on. Whoever found nobody listening before left a note.
@@ -324,6 +340,8 @@ async fn start(
     let droplog = DropLog::start(log, desired.clone()).context("cannot read the drop log")?;
     let numbers = DropNumbers::open(desired.clone(), droplog.stats().clone());
     metrics.drops(numbers.context("cannot read the counters of drops")?);
+    let crowding = Crowding::start(desired.clone()).and_then(CrowdingNumbers::open);
+    metrics.crowding(crowding.context("cannot look how full the connection tracking table is")?);
     let host_ports = able.translate;
     let announce_wait = options.announce_wait;
     let agent = Agent {
@@ -341,7 +359,6 @@ async fn start(
     };
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_nodes().await;
-    agent.podnet.keep(agent.metrics.mended.clone()).context("cannot watch over the pod network")?;
     Ok(agent)
 }
 

@@ -43,6 +43,8 @@ impl Objects {
 pub struct Evaluator<'a> {
     objects: &'a Objects,
     holders: HashMap<IpAddr, Holder<'a>>,
+    /// Whether policy decides what a pod may send to its own node.
+    judges_to_node: bool,
 }
 
 /// Whose an address is.
@@ -104,7 +106,13 @@ impl<'a> Evaluator<'a> {
                     .or_insert(Holder::Pod(pod));
             }
         }
-        Self { objects, holders }
+        Self { objects, holders, judges_to_node: false }
+    }
+
+    /// The same, where a pod's egress policies decide what it may send to its own node, as if that were any address. The API lets
+    /// all of it pass. What the node sends to its own pods passes all the same.
+    pub fn judging_pods_to_their_node(self) -> Self {
+        Self { judges_to_node: true, ..self }
     }
 
     /// Whether a flow may pass, and why.
@@ -165,7 +173,9 @@ impl<'a> Evaluator<'a> {
             let address = *pod.addresses.iter().find(|a| Family::of(a) == family)?;
             Some((address, matches!(self.holders.get(&address), Some(Holder::Pod(_)))))
         };
-        Party::pod(pod, self.objects.namespace_labels(&pod.name.namespace), isolating, sole)
+        let mut party = Party::pod(pod, self.objects.namespace_labels(&pod.name.namespace), isolating, sole);
+        party.judged_to_node = self.judges_to_node;
+        party
     }
 
     fn policies_in(&self, namespace: &'a Arc<str>) -> impl Iterator<Item = &'a NetworkPolicy> {
@@ -256,7 +266,7 @@ impl<'p, 'a> Pair<'p, 'a> {
             Kind::Outside => Some(Decision::Outside),
             Kind::Node { .. } => Some(Decision::HostNetwork),
             Kind::Pod { .. } if subject.is_same_pod(peer) => Some(Decision::Itself),
-            Kind::Pod { .. } if subject.is_on_node_of(peer) => Some(Decision::OwnNode),
+            Kind::Pod { .. } if subject.is_free_to(peer, direction) => Some(Decision::OwnNode),
             Kind::Pod { isolating, .. } => {
                 isolating[direction as usize].is_empty().then_some(Decision::NotIsolated)
             }

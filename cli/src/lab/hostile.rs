@@ -23,6 +23,7 @@ What is expected and what was seen is one of:
   node-1         the node's own stack took it, behind its firewall
   wire-1         it left the node by its cable
   world          the host outside saw it
+  log, metric    the node's agent named the pod there
 
 Examples:
   Everything, in both families:
@@ -42,6 +43,9 @@ pub(super) struct Args {
     /// Only rows whose group or text contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Leave the rows out that fill a connection tracking table: they take some seconds, and some 80 MB of the kernel's memory
+    #[arg(long)]
+    no_flood: bool,
     /// Stop the agents and delete their tables first: to see that what moat drops would be seen (needs nft)
     #[arg(long)]
     unprotected: bool,
@@ -70,7 +74,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         purpose: Purpose::Hostile,
         programs: Programs::beside_this_one()?,
     };
-    let options = HostileOptions { only: args.only.clone(), unprotected: args.unprotected };
+    let options =
+        HostileOptions { only: args.only.clone(), no_flood: args.no_flood, unprotected: args.unprotected };
     let report = moat_lab::hostile(&make, &options, &|text| progress.tell(text));
     progress.clear();
     let report = report?;

@@ -28,6 +28,8 @@ pub(super) enum Who {
     Limited,
     /// No policy selects it. On the first node.
     Open,
+    /// Answers `Open`, whatever it says; no policy selects it either. On the first node.
+    Accomplice,
     /// Takes one port from `Limited` alone, and may talk to nobody. On the first node.
     Near,
     /// The same, on the second node.
@@ -37,8 +39,8 @@ pub(super) enum Who {
 }
 
 impl Who {
-    pub(super) const ALL: [Who; 6] =
-        [Who::Denied, Who::Limited, Who::Open, Who::Near, Who::Far, Who::OpenFar];
+    pub(super) const ALL: [Who; 7] =
+        [Who::Denied, Who::Limited, Who::Open, Who::Accomplice, Who::Near, Who::Far, Who::OpenFar];
 
     /// The pod's name.
     pub(super) const fn name(self) -> &'static str {
@@ -46,6 +48,7 @@ impl Who {
             Who::Denied => "denied",
             Who::Limited => "limited",
             Who::Open => "open",
+            Who::Accomplice => "accomplice",
             Who::Near => "near",
             Who::Far => "far",
             Who::OpenFar => "open-far",
@@ -55,7 +58,7 @@ impl Who {
     /// Which node it is on, from 0.
     pub(super) const fn node(self) -> usize {
         match self {
-            Who::Denied | Who::Limited | Who::Open | Who::Near => 0,
+            Who::Denied | Who::Limited | Who::Open | Who::Accomplice | Who::Near => 0,
             Who::Far | Who::OpenFar => 1,
         }
     }

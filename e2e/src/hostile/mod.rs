@@ -11,6 +11,7 @@
 //! on one processor, where the kernel's queue between two ends of a cable is first in, first out.
 
 mod cast;
+mod flood;
 mod frame;
 mod report;
 mod rows;
@@ -36,6 +37,8 @@ use crate::world::WORLD_FILE;
 pub struct HostileOptions {
     /// Only rows whose group or name contains this.
     pub only: Option<String>,
+    /// Without the rows about a full connection table, which take memory and some seconds.
+    pub no_flood: bool,
     /// Without the agents and their tables: to see that the watchers see.
     pub unprotected: bool,
 }

@@ -14,7 +14,7 @@ use super::report::{HostileReport, HostileRow};
 use super::rows::{Row, rows, service_rules};
 use super::sight::FIRST_MARK;
 use super::wire::{Sights, Watch, Writer, link, send_datagram};
-use super::{HostileOptions, state_of};
+use super::{HostileOptions, flood, state_of};
 use crate::error::{LabError, Trying as _};
 use crate::fabric::nft;
 use crate::lab::{Lab, Tell};
@@ -26,18 +26,18 @@ use crate::topology::{Joined, node_addresses};
 /// A mark that takes longer was lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody listens there.
-const MARK_PORT: u16 = 7;
+pub(super) const MARK_PORT: u16 = 7;
 const POD_LINK: &str = "eth0";
 /// What moat calls a node's end of the tunnel.
 const TUNNEL: &str = "vxlan-moat";
 
 /// Everything that sends and watches.
-struct Stage {
-    cast: Cast,
-    sights: Sights,
-    writers: BTreeMap<Sender, (Arc<Space>, Arc<Writer>)>,
-    nodes: Vec<Arc<Space>>,
-    watches: Vec<Arc<Watch>>,
+pub(super) struct Stage {
+    pub(super) cast: Cast,
+    pub(super) sights: Sights,
+    pub(super) writers: BTreeMap<Sender, (Arc<Space>, Arc<Writer>)>,
+    pub(super) nodes: Vec<Arc<Space>>,
+    pub(super) watches: Vec<Arc<Watch>>,
     next_mark: u64,
 }
 
@@ -60,18 +60,25 @@ pub(crate) async fn run(
             false
         }
     };
+    let only = |group: &str, name: &str| {
+        options.only.as_ref().is_none_or(|part| group.contains(part) || name.contains(part))
+    };
     for family in Family::ALL {
         if stage.cast.pod(Who::Near).address(family).is_unspecified() {
             continue;
         }
         for row in rows(&stage.cast, family, services) {
-            if options.only.as_ref().is_some_and(|part| !row.group.contains(part) && !row.name.contains(part))
-            {
+            if !only(row.group, &row.name) {
                 continue;
             }
             tell(&format!("{family}, {}: {}", row.group, row.name));
             done.push(stage.perform(&row).await?);
         }
+    }
+    if !options.no_flood && !options.unprotected {
+        let (rows, note) = flood::rows(&mut stage, lab, only, tell).await?;
+        done.extend(rows);
+        notes.extend(note);
     }
     Ok(HostileReport { topology: lab.options.joined.to_string(), rows: done, notes })
 }
@@ -160,7 +167,7 @@ impl Stage {
     }
 
     /// Sends a row and the marks, and compares.
-    async fn perform(&mut self, row: &Row) -> Result<HostileRow, LabError> {
+    pub(super) async fn perform(&mut self, row: &Row) -> Result<HostileRow, LabError> {
         self.sights.clear();
         let mut odd = Vec::new();
         let before = self.state().await?;
@@ -188,7 +195,7 @@ impl Stage {
     }
 
     /// Sends frames by somebody's own link; what the kernel says where it refuses.
-    async fn send(&self, from: Sender, frames: Vec<Vec<u8>>) -> Result<(), String> {
+    pub(super) async fn send(&self, from: Sender, frames: Vec<Vec<u8>>) -> Result<(), String> {
         let Some((space, writer)) = self.writers.get(&from) else { return Err(format!("no {from}")) };
         let writer = writer.clone();
         let sent = space.run(async move { writer.send(&frames) }).await.flatten();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(super) struct Sights(Arc<Seen>);
 
 #[derive(Default, Debug)]
 struct Seen {
+    /// What comes is thrown away.
+    away: AtomicBool,
     all: Mutex<BTreeSet<(u64, Place)>>,
     more: Notify,
 }
@@ -45,6 +48,11 @@ impl Sights {
     pub(super) fn of(&self, number: u64) -> BTreeSet<Place> {
         let all = self.0.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter(|(n, _)| *n == number).map(|(_, place)| *place).collect()
+    }
+
+    /// Looks away, or at what comes again: nobody has to look at each of a million frames.
+    pub(super) fn look_away(&self, away: bool) {
+        self.0.away.store(away, Ordering::SeqCst);
     }
 
     /// Forgets everything.
@@ -175,6 +183,9 @@ impl Watch {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let (length, from) = recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut bytes)?;
+            if self.sights.0.away.load(Ordering::Relaxed) {
+                continue;
+            }
             if let Some((number, place)) = (self.look)(&bytes[..length], from) {
                 self.sights.add(number, place);
             }

@@ -67,6 +67,9 @@ pub enum PodNetError {
     /// A link that is up on both ends, and yet passes nothing.
     #[error("{0} is up, but the kernel does not let packets pass")]
     NotReady(AttachmentKey),
+    /// A link that was made again and may not come up yet.
+    #[error("the policy of {0} is not in the kernel, so it stays down")]
+    NoPolicy(AttachmentKey),
     /// An attachment that nobody knows.
     #[error("there is no {0}")]
     UnknownAttachment(AttachmentKey),
@@ -102,6 +105,7 @@ impl PodNetError {
             PodNetError::Ipam(_)
             | PodNetError::LinkGone(_)
             | PodNetError::NotReady(_)
+            | PodNetError::NoPolicy(_)
             | PodNetError::HostPortTaken { .. } => code::TRY_AGAIN,
             PodNetError::HostPortFamily { .. } | PodNetError::HostPortOfTunnel { .. } => code::INVALID_CONFIG,
             PodNetError::Journal(_) => code::IO_FAILURE,

@@ -3,7 +3,7 @@
 //! A thread that changes its namespace would carry everything that later runs on it along. So the work is done
 //! on a thread made for it, which ends with it; but for a thread that is there already.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -32,6 +32,10 @@ pub enum NetnsError {
     },
 }
 
+/// Which network namespace it is, while it is there: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NetnsId(u64, u64);
+
 /// A handle on a network namespace, which keeps it alive.
 #[derive(Debug)]
 pub(crate) struct Netns {
@@ -58,11 +62,12 @@ impl Netns {
 
     /// Whether both are the same namespace.
     pub(crate) fn is(&self, other: &Netns) -> bool {
-        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        match (self.file.metadata(), other.file.metadata()) {
-            (Ok(a), Ok(b)) => identity(a) == identity(b),
-            _ => false,
-        }
+        self.id().is_some_and(|id| other.id() == Some(id))
+    }
+
+    /// Which one it is.
+    pub(crate) fn id(&self) -> Option<NetnsId> {
+        self.file.metadata().ok().map(|metadata| NetnsId(metadata.dev(), metadata.ino()))
     }
 
     /// Runs `work` inside the namespace.

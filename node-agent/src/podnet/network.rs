@@ -137,8 +137,15 @@ impl PodNet {
 
     /// From now on, what somebody removes or changes of what was made in the node's namespace is made again at once:
     /// routes, neighbours, rules, links and kernel parameters; `mended` counts them. Until nobody has the pod network any more.
-    pub fn keep(&self, mended: Counter) -> Result<(), PodNetError> {
-        heal::keep(&self.node, mended)
+    ///
+    /// A link that was deleted is made again while its pod lives. `policy` is called before it comes up, and waited for: it puts
+    /// in force for the new link what the pod may do. Where it says false the link is removed and made again later.
+    pub fn keep(
+        &self,
+        mended: Counter,
+        policy: impl Fn(&Attachment) -> bool + Send + Sync + 'static,
+    ) -> Result<(), PodNetError> {
+        heal::keep(&self.node, mended, &heal::Policy(Arc::new(policy)))
     }
 
     /// Gives a pod its addresses and writes that down; makes nothing yet.

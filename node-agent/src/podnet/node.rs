@@ -240,10 +240,15 @@ impl NodeNetwork {
 
     pub(crate) fn activate(&self, attachment: &Attachment, ends: &Ends) -> Result<(), PodNetError> {
         failpoint::reach("before up");
-        self.netlink(|netlink| Ok(wire::connect(netlink, ends.index, attachment)?))?;
-        self.active.add(&attachment.host_ifname);
+        self.connect(attachment, ends)?;
+        self.active.add(attachment);
         failpoint::reach("up");
         Ok(())
+    }
+
+    /// Sets the node's end up and leads the pod's addresses to it.
+    pub(crate) fn connect(&self, attachment: &Attachment, ends: &Ends) -> Result<(), PodNetError> {
+        self.netlink(|netlink| Ok(wire::connect(netlink, ends.index, attachment)?))
     }
 
     pub(crate) fn remove(&self, key: &AttachmentKey) -> Result<Option<Attachment>, PodNetError> {

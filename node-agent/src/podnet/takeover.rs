@@ -68,11 +68,7 @@ impl NodeNetwork {
         }
         let state = State::new(ipam, journal, closed, &config);
         let node = Self::new(config, clock, netlink, state)?;
-        settled
-            .kept
-            .iter()
-            .filter(|kept| kept.up)
-            .for_each(|kept| node.active.add(&kept.attachment.host_ifname));
+        settled.kept.iter().filter(|kept| kept.up).for_each(|kept| node.active.add(&kept.attachment));
         Ok(node)
     }
 
@@ -91,6 +87,11 @@ impl NodeNetwork {
             }
         }
         Ok(gone)
+    }
+
+    /// Whether a plugin has left a note that this link's pod has gone.
+    pub(crate) fn is_noted(&self, link: &str) -> bool {
+        self.config.notes.as_deref().map(read_notes).unwrap_or_default().contains_key(link)
     }
 
     /// Takes a note back that a plugin left about this link.

@@ -9,6 +9,7 @@ mod netns;
 mod bad_folder;
 mod controller;
 mod counts;
+mod deleted_link;
 mod guard;
 mod killed;
 mod node;

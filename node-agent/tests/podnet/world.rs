@@ -224,7 +224,7 @@ impl TestNode {
                     let podnet = PodNet::open(config).unwrap();
                     podnet.set_nodes(&local, &others).await.unwrap();
                     if let Some(mended) = keep {
-                        podnet.keep(mended).unwrap();
+                        podnet.keep(mended, |_| true).unwrap();
                     }
                     let server = CniServer::bind(&socket).unwrap();
                     tell.send(podnet.clone()).unwrap();

@@ -12,6 +12,8 @@ pub struct Party<'a> {
     pub(super) kind: Kind<'a>,
     /// The address of each family, IPv4 first.
     addresses: [Option<Address>; 2],
+    /// Of a pod: whether policy decides what it may send to its own node.
+    pub(super) judged_to_node: bool,
 }
 
 /// An address, and whether selectors may find its holder by it.
@@ -65,7 +67,7 @@ impl<'a> Party<'a> {
     ) -> Self {
         let addresses = Family::ALL.map(|f| address(f).map(|(address, sole)| Address { address, sole }));
         let rules = Direction::ALL.map(|d| distinct_rules(&isolating[d as usize], d));
-        Self { kind: Kind::Pod { pod, namespace_labels, isolating, rules }, addresses }
+        Self { kind: Kind::Pod { pod, namespace_labels, isolating, rules }, addresses, judged_to_node: false }
     }
 
     /// A hostNetwork pod: its own addresses are the node's; where it has none yet, the node's first ones are.
@@ -78,15 +80,15 @@ impl<'a> Party<'a> {
             let address = *known.iter().find(|a| Family::of(a) == family)?;
             Some(Address { address, sole: true })
         });
-        Self { kind: Kind::Node { name: pod.node.as_ref() }, addresses }
+        Self { kind: Kind::Node { name: pod.node.as_ref() }, addresses, judged_to_node: false }
     }
 
     pub(super) fn node(name: Option<&'a Arc<str>>, address: IpAddr) -> Self {
-        Self { kind: Kind::Node { name }, addresses: only(address) }
+        Self { kind: Kind::Node { name }, addresses: only(address), judged_to_node: false }
     }
 
     pub(super) fn outside(address: IpAddr) -> Self {
-        Self { kind: Kind::Outside, addresses: only(address) }
+        Self { kind: Kind::Outside, addresses: only(address), judged_to_node: false }
     }
 
     /// The policies that isolate it in a direction, in the order of their names; none where it is no pod.
@@ -132,8 +134,13 @@ impl<'a> Party<'a> {
         }
     }
 
+    /// Whether this is a pod and the other one its node, and policy has no say between them in this direction.
+    pub(super) fn is_free_to(&self, other: &Self, direction: Direction) -> bool {
+        self.is_on_node_of(other) && !(self.judged_to_node && direction == Direction::Egress)
+    }
+
     /// Whether this is a pod and the other one its node. A pod without a node is on a node of its own.
-    pub(super) fn is_on_node_of(&self, other: &Self) -> bool {
+    fn is_on_node_of(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
             (Kind::Pod { pod, .. }, Kind::Node { name: Some(node) }) => pod.node.as_ref() == Some(*node),
             _ => false,

@@ -15,6 +15,7 @@
 mod event;
 mod pace;
 mod parameter;
+mod remake;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -32,12 +33,13 @@ use tracing::{error, warn};
 use super::attachment::{Attachment, format_mac, is_host_ifname};
 use super::check::{self, Defaults};
 use super::netlink::{Netlink, NetlinkError, Request};
-use super::netns::NetnsError;
+use super::netns::{Netns, NetnsError, NetnsId};
 use super::node::NodeNetwork;
-use super::{PodNetError, ROUTE_PROTOCOL, TUNNEL, identity, sysctl};
+use super::{PodNetError, ROUTE_PROTOCOL, TUNNEL, identity, sysctl, wire};
 use event::{Event, Watch};
 use pace::Pace;
 use parameter::Parameters;
+pub(crate) use remake::Policy;
 
 /// How often parameters are read of whose change nobody may have told.
 const TURN: Duration = Duration::from_secs(60);
@@ -56,16 +58,26 @@ enum Suspect {
 
 /// The links that were set up for their pods, by name. Whoever is among them stays as it is while this is locked.
 #[derive(Debug, Default)]
-pub(crate) struct Active(Mutex<BTreeSet<String>>);
+pub(crate) struct Active(Mutex<BTreeMap<String, Home>>);
+
+/// Where the pod's end of a link is.
+#[derive(Debug)]
+struct Home {
+    /// Not known where only the link told of its pod.
+    netns: Option<NetnsId>,
+    /// The link was deleted and is being made again; what there is of it must not come up as it is.
+    unfinished: bool,
+}
 
 impl Active {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Home>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A link is up, with its pod's policy in the kernel.
-    pub(crate) fn add(&self, link: &str) {
-        self.lock().insert(link.to_owned());
+    pub(crate) fn add(&self, attachment: &Attachment) {
+        let netns = Netns::open(&attachment.netns).ok().and_then(|netns| netns.id());
+        self.lock().insert(attachment.host_ifname.clone(), Home { netns, unfinished: false });
     }
 
     /// A link is about to go: when this returns, nobody mends it any more.
@@ -75,13 +87,13 @@ impl Active {
 }
 
 /// Starts the thread that keeps what `node` made. It ends when nobody else has the node any more.
-pub(crate) fn keep(node: &Arc<NodeNetwork>, mended: Counter) -> Result<(), PodNetError> {
+pub(crate) fn keep(node: &Arc<NodeNetwork>, mended: Counter, policy: &Policy) -> Result<(), PodNetError> {
     let weak = Arc::downgrade(node);
     // A thread is born in the namespace of the one that makes it.
     node.node.run(move || {
         let failed = |source| NetnsError::Enter { path: "/proc/thread-self/ns/net".into(), source };
         let parameters = Parameters::open().map_err(failed)?;
-        let keeper = Keeper::new(Watch::open()?, parameters, mended)?;
+        let keeper = Keeper::new(Watch::open()?, parameters, mended, policy.clone())?;
         let spawned = thread::Builder::new().name("podnet-keep".into()).spawn(move || keeper.run(&weak));
         spawned.map(|_| ()).map_err(|source| PodNetError::from(failed(source)))
     })?
@@ -103,10 +115,16 @@ struct Keeper {
     /// Routes to other nodes that were said to be gone.
     gone: BTreeSet<IpNet>,
     mended: Counter,
+    policy: Policy,
 }
 
 impl Keeper {
-    fn new(watch: Watch, parameters: Parameters, mended: Counter) -> Result<Self, NetlinkError> {
+    fn new(
+        watch: Watch,
+        parameters: Parameters,
+        mended: Counter,
+        policy: Policy,
+    ) -> Result<Self, NetlinkError> {
         let mut keeper = Self {
             watch,
             parameters,
@@ -118,6 +136,7 @@ impl Keeper {
             failed: BTreeMap::new(),
             gone: BTreeSet::new(),
             mended,
+            policy,
         };
         for link in Netlink::open()?.links()? {
             keeper.links(link.index, &link.name, Some(link.running));
@@ -202,6 +221,7 @@ impl Keeper {
                         };
                         node.by_link(name).is_some_and(|a| !as_made(&a)).then(|| Suspect::Pod(name.clone()))
                     }
+                    None if is_host_ifname(name) => Some(Suspect::Pod(name.clone())),
                     // With its link, a route goes without a word.
                     _ => came_up.then_some(Suspect::Nodes),
                 }
@@ -245,14 +265,14 @@ impl Keeper {
 
     fn suspect_everybody(&mut self, node: &NodeNetwork) {
         self.suspect(Suspect::Nodes);
-        let all: Vec<String> = node.active.lock().iter().cloned().collect();
+        let all: Vec<String> = node.active.lock().keys().cloned().collect();
         all.into_iter().for_each(|name| self.suspect(Suspect::Pod(name)));
     }
 
     fn look(&mut self, node: &NodeNetwork, suspect: Suspect) {
         let found = match &suspect {
             Suspect::Nodes => self.nodes(node),
-            Suspect::Pod(link) => pod(node, link),
+            Suspect::Pod(link) => pod(node, link, &self.policy),
         };
         match found {
             Ok(found) if found.is_empty() => drop(self.failed.remove(&suspect)),
@@ -297,7 +317,7 @@ impl Keeper {
 
     /// Reads the parameters that have no events.
     fn read(&mut self, node: &NodeNetwork) {
-        let all: Vec<String> = node.active.lock().iter().cloned().collect();
+        let all: Vec<String> = node.active.lock().keys().cloned().collect();
         for name in all {
             let differs =
                 |a: Attachment| !sysctl::drift(&sysctl::without_events(&name, a.v6.is_some())).is_empty();
@@ -309,16 +329,23 @@ impl Keeper {
 }
 
 /// Looks at a pod's link and what leads there, and makes again what is not as it was made; says what that was.
-fn pod(node: &NodeNetwork, link: &str) -> Result<Vec<String>, PodNetError> {
-    let active = node.active.lock();
-    let Some(attachment) = node.by_link(link).filter(|_| active.contains(link)) else {
+fn pod(node: &NodeNetwork, link: &str, policy: &Policy) -> Result<Vec<String>, PodNetError> {
+    let mut active = node.active.lock();
+    let Some((attachment, home)) = node.by_link(link).zip(active.get_mut(link)) else {
         return Ok(Vec::new());
     };
+    if home.unfinished {
+        node.netlink(|netlink| Ok(wire::remove(netlink, link)?))?;
+    }
+    if node.netlink(|netlink| Ok(netlink.link(link)?))?.is_none() {
+        let Some(netns) = home.netns else { return Ok(Vec::new()) };
+        home.unfinished = true;
+        let made = remake::remake(node, &attachment, netns, policy)?;
+        home.unfinished = false;
+        let deleted = || format!("the link {link} was deleted");
+        return Ok(made.then(deleted).into_iter().collect());
+    }
     node.netlink(|netlink| {
-        // Its pod has ended, or somebody removed it: there is nothing to lead to.
-        if netlink.link(link)?.is_none() {
-            return Ok(Vec::new());
-        }
         let found = check::drift(netlink, &node.node, &attachment, None, Defaults::Any)?;
         if !found.is_empty() {
             check::mend(netlink, &node.node, &attachment, None)?;
