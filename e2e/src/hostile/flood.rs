@@ -42,15 +42,6 @@ const PORTS_EACH: u32 = 60_000;
 const CONVERSATION: Duration = Duration::from_secs(2);
 /// The agent has counted by then.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// At most so many rounds of question and answer. The second makes conversations of what the first opened; more are needed where the
-/// machine has so much to do that the kernel loses packets.
-const ROUNDS: usize = 8;
-/// A round in which no more flows took another's place was the last.
-const FEW: u64 = 2;
-/// The kernel looks for somebody to let go of in 8 places of its table, and may find one by luck, of the few flows that are none of
-/// the flood's: then there is room once. A row that had luck is tried again with another flow.
-const TRIES: usize = 3;
-
 /// Goes through the rows about a full table; a note where there are none.
 pub(super) async fn rows(
     stage: &mut Stage,
@@ -66,14 +57,12 @@ pub(super) async fn rows(
         table.open_to_all(&stage.cast, *family);
     }
     let unanswered = table.take();
-    let tries: Vec<Vec<Row>> = (0..TRIES)
-        .map(|_| {
-            families.iter().for_each(|family| table.closed_to_new(&stage.cast, *family));
-            table.take()
-        })
-        .collect();
+    for family in &families {
+        table.full_of_conversations(&stage.cast, *family);
+    }
+    let answered = table.take();
     let wanted = |row: &Row| only(row.group, &row.name);
-    if !unanswered.iter().chain(&tries[0]).any(wanted) && !only(GROUP, NAMED) {
+    if !unanswered.iter().chain(&answered).any(wanted) && !only(GROUP, NAMED) {
         return Ok((Vec::new(), None));
     }
     let node = stage.nodes[0].clone();
@@ -89,40 +78,25 @@ pub(super) async fn rows(
 
     tell(&format!("{GROUP}: {limit} flows that nobody answers"));
     let reader = Reader::open(&node).await?;
-    // Some more, so that in each round some look in vain for one to take the place of.
-    let flood = Flood::new(&stage.cast, family, limit + limit / 50);
+    let flood = Flood::new(&stage.cast, family, limit);
     // What is open already and goes both ways is a conversation by the time the table is full.
-    stage.talk(&tries).await?;
-    let mut begin = Instant::now();
+    stage.talk(&answered).await?;
     flood.ask(stage).await?;
+    let asked = Instant::now();
     let mut done = Vec::new();
     for row in unanswered.iter().filter(|row| wanted(row)) {
         done.push(stage.perform(row).await?);
     }
 
     tell(&format!("{GROUP}: {limit} conversations"));
-    for _ in 0..ROUNDS {
-        flood.answer(stage).await?;
-        // The kernel's own clock decides, which nothing tells of.
-        tokio::time::sleep(CONVERSATION.saturating_sub(begin.elapsed())).await;
-        stage.talk(&tries).await?;
-        begin = Instant::now();
-        let before = evicted(&node).await?;
-        flood.ask(stage).await?;
-        if evicted(&node).await?.saturating_sub(before) <= FEW {
-            break;
-        }
-    }
-    for at in (0..tries[0].len()).filter(|at| wanted(&tries[0][*at])) {
-        let mut result = None;
-        for row in tries.iter().map(|rows| &rows[at]) {
-            let opened = Row { before: Vec::new(), ..row.clone() };
-            let done = result.insert(stage.perform(&opened).await?);
-            if !done.differs() {
-                break;
-            }
-        }
-        done.extend(result);
+    flood.answer(stage).await?;
+    // The kernel's own clock decides, which nothing tells of.
+    tokio::time::sleep(CONVERSATION.saturating_sub(asked.elapsed())).await;
+    stage.talk(&answered).await?;
+    flood.ask(stage).await?;
+    for row in answered.iter().filter(|row| wanted(row)) {
+        let opened = Row { before: Vec::new(), ..row.clone() };
+        done.push(stage.perform(&opened).await?);
     }
     if only(GROUP, NAMED) {
         done.push(named(lab, family, &node, &reader).await);
@@ -132,8 +106,8 @@ pub(super) async fn rows(
 
 impl Stage {
     /// Sends what is before these rows.
-    async fn talk(&self, tries: &[Vec<Row>]) -> Result<(), LabError> {
-        for (from, frame) in tries.iter().flatten().flat_map(|row| &row.before) {
+    async fn talk(&self, rows: &[Row]) -> Result<(), LabError> {
+        for (from, frame) in rows.iter().flat_map(|row| &row.before) {
             self.send(*from, vec![frame.clone()]).await.map_err(LabError::Told)?;
         }
         Ok(())
@@ -165,20 +139,6 @@ async fn ready(node: &Arc<Space>) -> Result<u32, LabError> {
     node.run(read).await.flatten().trying(|| "cannot read how many entries there may be".into())
 }
 
-/// How often an entry was let go of for another one.
-async fn evicted(node: &Arc<Space>) -> Result<u64, LabError> {
-    let read = node.run(async { std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack") }).await;
-    let text = read.flatten().trying(|| "cannot read the connection table's numbers".into())?;
-    Ok(column(&text, "early_drop"))
-}
-
-/// The sum of a column of hexadecimal numbers.
-fn column(text: &str, name: &str) -> u64 {
-    let mut lines = text.lines().map(|line| line.split_whitespace());
-    let Some(at) = lines.next().and_then(|mut words| words.position(|word| word == name)) else { return 0 };
-    lines.filter_map(|mut words| u64::from_str_radix(words.nth(at)?, 16).ok()).sum()
-}
-
 /// Rows that are being written.
 struct Table {
     next: u16,
@@ -203,16 +163,14 @@ impl Table {
         to(Who::Limited, Who::Far, ALLOWED, &far, "limited to far, a new flow");
     }
 
-    /// While it is full of conversations there is no room for anything new, whoever wants it.
-    fn closed_to_new(&mut self, cast: &Cast, family: Family) {
+    /// While it is full of conversations, something new has a place only where one becomes free just then: that is luck, and no row
+    /// is about it.
+    fn full_of_conversations(&mut self, cast: &Cast, family: Family) {
         let mut to = |from, to: Who, port, expected: &[Place], name: &str| {
             self.row(cast, family, (from, to, port), 1, expected, format!("conversations; {name}"));
         };
         to(Who::Denied, Who::Near, ALLOWED, &[], "denied to near");
         to(Who::Limited, Who::Near, DENIED, &[], "limited to near, another port");
-        to(Who::Limited, Who::Near, ALLOWED, &[], "limited to near, a new flow");
-        to(Who::Limited, Who::Far, ALLOWED, &[], "limited to far, a new flow");
-        to(Who::OpenFar, Who::Accomplice, ALLOWED, &[Place::Wire(1)], "from another node, a new flow");
         to(Who::Limited, Who::Near, ALLOWED, &[Place::Pod(Who::Near)], "limited to near, as before");
         let from = self.next - 1;
         // As it was opened before: the same ports.
@@ -410,12 +368,6 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_column_is_found_by_its_name() {
-        let text = "entries drop early_drop\n00000001 00000002 0000000a\n00000001 00000000 00000010\n";
-        assert_eq!((column(text, "early_drop"), column(text, "none")), (26, 0));
-    }
 
     #[test]
     fn a_changed_port_leaves_the_checksum_right() {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage};
 
 use super::frame::Mac;
 
@@ -89,6 +89,11 @@ fn way(message: &RouteMessage, exception: bool) -> Option<Way> {
     let (mut to, mut router, mut link, mut size) = (None, None, None, false);
     for attribute in &message.attributes {
         match attribute {
+            // The kernel's own, which come some time after their links.
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) if v6.is_unicast_link_local() => {
+                return None;
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) if v6.is_multicast() => return None,
             RouteAttribute::Destination(address) => to = Some(format!("{address:?}")),
             RouteAttribute::Gateway(address) => router = Some(format!("{address:?}")),
             RouteAttribute::Oif(index) => link = Some(*index),
