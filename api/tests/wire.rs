@@ -25,7 +25,7 @@ fn everything(objects: Vec<Object>, node: &str) -> Change {
     change.policy = NodeDelta { pods: change.policy.pods, ..policy };
     change.nodes =
         cluster.objects().nodes().iter().map(|(name, node)| (name.clone(), Some(node.clone()))).collect();
-    change.moved = cluster.objects().pods().values().flat_map(|pod| pod.addresses.iter().copied()).collect();
+    change.moved = cluster.objects().pods().iter().flat_map(|pod| pod.addresses).collect();
     change
 }
 

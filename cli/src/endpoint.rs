@@ -72,7 +72,7 @@ fn find_kind(
     let ends: Vec<Endpoint> = workload
         .pods
         .iter()
-        .filter(|pod| objects.pods().contains_key(*pod))
+        .filter(|pod| objects.pods().contains(pod))
         .map(|pod| Endpoint::Pod(pod.clone()))
         .collect();
     ensure!(!ends.is_empty(), "{kind} {full_name} has no pods: ask about one that has replicas");
@@ -81,9 +81,12 @@ fn find_kind(
 
 fn find_pod(namespace: &str, name: &str, objects: &Objects) -> Result<Named> {
     let full_name = NamespacedName::new(namespace, name);
-    match objects.pods().contains_key(&full_name) {
+    match objects.pods().contains(&full_name) {
         true => Ok(Named { shown: full_name.to_string(), ends: vec![Endpoint::Pod(full_name)] }),
-        false => bail!("no pod {full_name}{}", near(&full_name, objects.pods().keys())),
+        false => {
+            let there: Vec<NamespacedName> = objects.pods().names().collect();
+            bail!("no pod {full_name}{}", near(&full_name, there.iter()))
+        }
     }
 }
 

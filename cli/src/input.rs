@@ -68,7 +68,7 @@ impl Input {
 /// Warns of addresses that several pods claim, and whose they are.
 pub(crate) fn warn_of_contested(evaluator: &Evaluator<'_>, objects: &Objects) {
     for address in evaluator.contested() {
-        let claims = objects.pods().values().filter(|p| !p.host_network && p.addresses.contains(&address));
+        let claims = objects.pods().iter().filter(|p| !p.host_network && p.addresses.contains(&address));
         let names: Vec<String> = claims.map(|p| p.name.to_string()).collect();
         output::warn(format_args!(
             "{} all claim {address}; no selector finds any of them by it",

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     ensure!(!objects.pods().is_empty(), "no pods in the input, so there is nobody to ask about");
     let evaluator = args.pod_to_node.evaluator(&objects);
     warn_of_contested(&evaluator, &objects);
-    let pods: Vec<Endpoint> = objects.pods().keys().cloned().map(Endpoint::Pod).collect();
+    let pods: Vec<Endpoint> = objects.pods().names().map(Endpoint::Pod).collect();
     let mut rows = Rows {
         names: pods.iter().map(ToString::to_string).collect(),
         matrix: Matrix::new(&evaluator, &pods, &ports)?,

@@ -147,7 +147,7 @@ impl Answers {
                 Endpoint::Pod(name) => objects.pods().get(name).filter(|pod| pod.addresses.is_empty()),
                 Endpoint::Address(_) => None,
             })
-            .map(|pod| pod.name.clone())
+            .map(|pod| pod.name)
     }
 
     fn allowed(&self) -> bool {

@@ -198,7 +198,7 @@ impl World {
         for (node, name) in NODES.into_iter().enumerate() {
             let mut scratch = Change { policy: cluster.state(name), ..Change::default() };
             for (pod, programs) in scratch.policy.pods.clone() {
-                let uid = cluster.objects().pods()[&pod].uid.clone();
+                let uid = cluster.objects().pods().get(&pod).unwrap().uid;
                 scratch.put_pod(pod, programs.map(|programs| ToldPod { uid, programs }));
             }
             let nodes = cluster.objects().nodes().iter();

@@ -42,9 +42,10 @@ impl Desired {
     /// The state of the node with this name, with these attachments and no objects.
     pub fn new(node: Arc<str>, attachments: impl IntoIterator<Item = Attachment>) -> Self {
         let attachments = attachments.into_iter().map(|a| (a.pod(), a)).collect();
+        let cluster = Cluster::new().telling(node.clone());
         Self {
             node,
-            cluster: Cluster::new(),
+            cluster,
             described: BTreeMap::new(),
             states: BTreeMap::new(),
             attachments,
@@ -69,7 +70,7 @@ impl Desired {
     /// The same, where policies may ask for so much.
     pub fn limited(self, limits: Limits) -> Self {
         debug_assert!(self.objects().keys().next().is_none(), "limits are there before any object");
-        Self { cluster: Cluster::with_limits(limits), ..self }
+        Self { cluster: Cluster::with_limits(limits).telling(self.node.clone()), ..self }
     }
 
     /// The first update: the objects of the first reading and all attachments.
@@ -203,7 +204,7 @@ impl Desired {
     /// Whether the source knows this pod, so that policy can say something about it; and knows it by this UID, where both say one:
     /// another one is another pod of the same name, with labels of its own.
     pub fn knows(&self, pod: &NamespacedName, uid: Option<&str>) -> bool {
-        let same = |pod: &Pod| uid.zip(pod.uid.as_deref()).is_none_or(|(one, other)| one == other);
+        let same = |pod: Pod| uid.zip(pod.uid.as_deref()).is_none_or(|(one, other)| one == other);
         self.objects().pods().get(pod).is_some_and(same)
     }
 
@@ -244,14 +245,14 @@ impl Desired {
 
     /// The pod as the manifests have it.
     fn description(&self, name: &NamespacedName) -> Option<Pod> {
-        self.described.get(name).or_else(|| self.objects().pods().get(name)).cloned()
+        self.described.get(name).cloned().or_else(|| self.objects().pods().get(name))
     }
 
     /// The manifests have the pod like this now, or do not have it.
     fn put(&mut self, name: &NamespacedName, description: Option<Pod>) {
         let now = description.clone().map(|pod| self.located(pod));
         if let Some(before) = self.cluster.objects().pods().get(name) {
-            self.moved.extend(before.addresses.iter().filter(|a| !still_has(now.as_ref(), before, a)));
+            self.moved.extend(before.addresses.iter().filter(|a| !still_has(now.as_ref(), &before, a)));
         }
         match description.filter(|pod| now.as_ref() != Some(pod)) {
             Some(description) => drop(self.described.insert(name.clone(), description)),
@@ -421,10 +422,10 @@ mod tests {
             let (one, other) = (usize::from(state_first), usize::from(!state_first));
             desired.start(readings[one].clone());
             desired.read(readings[other].clone());
-            assert_eq!(desired.objects().pods()[&name].addresses, [elsewhere]);
+            assert_eq!(desired.objects().pods().get(&name).unwrap().addresses, [elsewhere]);
             let update = desired.read(states(None));
             assert_eq!(update.moved, [elsewhere].into());
-            assert_eq!(desired.objects().pods()[&name].addresses, [address("10.0.1.1")]);
+            assert_eq!(desired.objects().pods().get(&name).unwrap().addresses, [address("10.0.1.1")]);
             desired.read(states(Some(PodStatus { finished: true, ..state(None) })));
             assert!(!desired.knows(&name, None));
             desired.read(states(None));

@@ -16,8 +16,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::pods::PodIx;
 use crate::{
-    Direction, Endpoint, Family, Flow, NamespacedName, NetworkPolicy, Objects, Pod, Rule, RuleRef, Traffic,
+    Direction, Endpoint, Family, Flow, NamespacedName, NetworkPolicy, Objects, Rule, RuleRef, Traffic,
     UnknownEndpoint, Verdict,
 };
 
@@ -51,7 +52,7 @@ pub struct Evaluator<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Holder<'a> {
     /// One pod's.
-    Pod(&'a Pod),
+    Pod(PodIx),
     /// Several pods': then it is nobody's.
     Several,
     /// A node's; `None`: several nodes'.
@@ -72,11 +73,12 @@ pub struct Judgement {
 impl<'a> Evaluator<'a> {
     /// An evaluator of these objects.
     pub fn new(objects: &'a Objects) -> Self {
-        Self::who_knows(objects, objects.pods().values())
+        Self::who_knows(objects, &objects.pods().in_order())
     }
 
     /// An evaluator that knows the addresses of all nodes and of these pods, and of no others.
-    pub(crate) fn who_knows(objects: &'a Objects, pods: impl Iterator<Item = &'a Pod> + Clone) -> Self {
+    pub(crate) fn who_knows(objects: &'a Objects, places: &[PodIx]) -> Self {
+        let pods = objects.pods();
         let mut holders: HashMap<IpAddr, Holder<'a>> = HashMap::new();
         let mut node_has = |address: IpAddr, node: Option<&'a Arc<str>>| {
             holders
@@ -90,11 +92,11 @@ impl<'a> Evaluator<'a> {
         for node in objects.nodes().values() {
             node.addresses.iter().for_each(|&address| node_has(address, Some(&node.name)));
         }
-        for pod in pods.clone().filter(|p| p.host_network) {
-            pod.addresses.iter().for_each(|&address| node_has(address, pod.node.as_ref()));
+        for &pod in places.iter().filter(|pod| pods.is_in_host_network(**pod)) {
+            pods.addresses(pod).for_each(|address| node_has(address, pods.node(pod)));
         }
-        for pod in pods.filter(|p| !p.host_network) {
-            for &address in &pod.addresses {
+        for &pod in places.iter().filter(|pod| !pods.is_in_host_network(**pod)) {
+            for address in pods.addresses(pod) {
                 holders
                     .entry(address)
                     .and_modify(|holder| {
@@ -125,7 +127,7 @@ impl<'a> Evaluator<'a> {
     pub fn resolve(&self, endpoint: &Endpoint) -> Endpoint {
         match endpoint {
             Endpoint::Address(address) => match self.holders.get(address) {
-                Some(Holder::Pod(pod)) => Endpoint::Pod(pod.name.clone()),
+                Some(Holder::Pod(pod)) => Endpoint::Pod(self.objects.pods().name(*pod)),
                 _ => endpoint.clone(),
             },
             Endpoint::Pod(_) => endpoint.clone(),
@@ -145,21 +147,23 @@ impl<'a> Evaluator<'a> {
     pub fn party(&self, endpoint: &Endpoint) -> Result<Party<'a>, UnknownEndpoint> {
         match endpoint {
             Endpoint::Pod(name) => {
-                let pod = self.objects.pods().get(name).ok_or_else(|| UnknownEndpoint(name.clone()))?;
+                let pod = self.objects.pods().find(name).ok_or_else(|| UnknownEndpoint(name.clone()))?;
                 Ok(self.pod(pod))
             }
             Endpoint::Address(address) => Ok(match self.holders.get(address) {
-                Some(Holder::Pod(pod)) => self.pod(pod),
+                Some(Holder::Pod(pod)) => self.pod(*pod),
                 Some(Holder::Node(name)) => Party::node(*name, *address),
                 Some(Holder::Several) | None => Party::outside(*address),
             }),
         }
     }
 
-    fn pod(&self, pod: &'a Pod) -> Party<'a> {
+    fn pod(&self, place: PodIx) -> Party<'a> {
+        let pod = self.objects.pods().pod(place);
         if pod.host_network {
-            let node = pod.node.as_ref().and_then(|name| self.objects.nodes().get(name));
-            return Party::host_pod(pod, node);
+            let name = self.objects.pods().node(place);
+            let node = name.and_then(|name| self.objects.nodes().get(name));
+            return Party::host_pod(&pod, name, node);
         }
         let mut isolating = [Vec::new(), Vec::new()];
         for policy in self.policies_in(&pod.name.namespace).filter(|p| p.subject.matches(&pod.labels)) {
@@ -169,16 +173,18 @@ impl<'a> Evaluator<'a> {
                 }
             }
         }
+        let namespace_labels = self.objects.namespace_labels(&pod.name.namespace);
         let sole = |family| {
             let address = *pod.addresses.iter().find(|a| Family::of(a) == family)?;
             Some((address, matches!(self.holders.get(&address), Some(Holder::Pod(_)))))
         };
-        let mut party = Party::pod(pod, self.objects.namespace_labels(&pod.name.namespace), isolating, sole);
+        let addresses = Family::ALL.map(sole);
+        let mut party = Party::pod(pod, namespace_labels, isolating, addresses);
         party.judged_to_node = self.judges_to_node;
         party
     }
 
-    fn policies_in(&self, namespace: &'a Arc<str>) -> impl Iterator<Item = &'a NetworkPolicy> {
+    fn policies_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &'a NetworkPolicy> {
         let first = NamespacedName::new(namespace.clone(), "");
         self.objects
             .policies()

@@ -29,10 +29,12 @@ mod labels;
 mod name;
 mod object;
 mod objects;
+mod pods;
 mod prefixes;
 mod program;
 mod selector;
 mod sharing;
+mod texts;
 
 pub use block::{Block, BlockError};
 pub use cluster::{Cluster, NodeView};
@@ -47,6 +49,7 @@ pub use object::{
     PortMatch, PortRef, Ports, Protocol, Rule,
 };
 pub use objects::{NAMESPACE_NAME_LABEL, Objects};
+pub use pods::Pods;
 pub use program::{
     Allow, AllowSet, Element, Excess, Limits, NodeDelta, PodPrograms, PortClass, PortRange, Program,
     ProgramId, SetChange, SetId, SetKind, SetUpdate,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use crate::{Key, Labels, Namespace, NamespacedName, NetworkPolicy, Node, Object, Pod};
+use crate::pods::{PodIx, Put};
+use crate::{Key, Labels, Namespace, NamespacedName, NetworkPolicy, Node, Object, Pod, Pods};
 
 /// The label that every namespace has, with its own name.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -16,7 +17,7 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub struct Objects {
     namespaces: BTreeMap<Arc<str>, Namespace>,
     nodes: BTreeMap<Arc<str>, Node>,
-    pods: BTreeMap<NamespacedName, Pod>,
+    pods: Pods,
     policies: BTreeMap<NamespacedName, NetworkPolicy>,
 }
 
@@ -40,10 +41,10 @@ impl Objects {
             }
             Object::Node(node) => put(&mut self.nodes, node.name.clone(), node).map(|_| Stored::Node),
             Object::Pod(pod) if pod.finished => {
-                self.pods.remove(&pod.name)?;
-                Some(Stored::FinishedPod(pod.name))
+                let (place, before) = self.pods.remove(&pod.name)?;
+                Some(Stored::FinishedPod(place, before))
             }
-            Object::Pod(pod) => put(&mut self.pods, pod.name.clone(), pod).map(Stored::Pod),
+            Object::Pod(pod) => self.pods.put(pod).map(Stored::Pod),
             Object::Policy(policy) => {
                 put(&mut self.policies, policy.name.clone(), policy).map(Stored::Policy)
             }
@@ -55,17 +56,22 @@ impl Objects {
         match key {
             Key::Namespace(name) => drop(self.namespaces.remove(name)),
             Key::Node(name) => drop(self.nodes.remove(name)),
-            Key::Pod(name) => drop(self.pods.remove(name)),
+            Key::Pod(name) => drop(self.remove_pod(name)),
             Key::Policy(name) => drop(self.policies.remove(name)),
         }
+    }
+
+    /// Removes a pod. Tells what it was.
+    pub(crate) fn remove_pod(&mut self, name: &NamespacedName) -> Option<(PodIx, Pod)> {
+        self.pods.remove(name)
     }
 
     /// All objects, by kind and name.
     pub fn into_objects(self) -> impl Iterator<Item = Object> {
         let namespaces = self.namespaces.into_values().map(Object::Namespace);
         let nodes = self.nodes.into_values().map(Object::Node);
-        let pods = self.pods.into_values().map(Object::Pod);
         let policies = self.policies.into_values().map(Object::Policy);
+        let pods: Vec<Object> = self.pods.iter().map(Object::Pod).collect();
         namespaces.chain(nodes).chain(pods).chain(policies)
     }
 
@@ -73,7 +79,7 @@ impl Objects {
     pub fn keys(&self) -> impl Iterator<Item = Key> {
         let namespaces = self.namespaces.keys().cloned().map(Key::Namespace);
         let nodes = self.nodes.keys().cloned().map(Key::Node);
-        let pods = self.pods.keys().cloned().map(Key::Pod);
+        let pods = self.pods.names().map(Key::Pod);
         let policies = self.policies.keys().cloned().map(Key::Policy);
         namespaces.chain(nodes).chain(pods).chain(policies)
     }
@@ -88,8 +94,8 @@ impl Objects {
         &self.nodes
     }
 
-    /// The pods that have not finished, by name.
-    pub fn pods(&self) -> &BTreeMap<NamespacedName, Pod> {
+    /// The pods that have not finished.
+    pub fn pods(&self) -> &Pods {
         &self.pods
     }
 
@@ -116,9 +122,9 @@ impl FromIterator<Object> for Objects {
 pub(crate) enum Stored<'o> {
     Namespace(&'o Namespace),
     Node,
-    Pod(&'o Pod),
-    /// A pod that was there and has finished is gone.
-    FinishedPod(NamespacedName),
+    Pod(Put),
+    /// A pod that was there and has finished is gone: where and what it was.
+    FinishedPod(PodIx, Pod),
     Policy(&'o NetworkPolicy),
 }
 

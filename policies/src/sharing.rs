@@ -41,8 +41,8 @@ impl Sharing {
 }
 
 /// Values, each once.
-#[derive(Debug)]
-struct Shared<T> {
+#[derive(Clone, Debug)]
+pub(crate) struct Shared<T> {
     all: HashSet<T>,
     /// How many there may be before those are let go of that nobody else has.
     most: usize,
@@ -69,14 +69,20 @@ impl<T: Clone + Eq + Hash + Sole> Shared<T> {
         }
         self.all.insert(value.clone());
     }
+
+    /// The one that is equal to this.
+    pub(crate) fn one(&mut self, mut value: T) -> T {
+        self.share(&mut value);
+        value
+    }
 }
 
 /// What can tell that nobody else has it.
-trait Sole {
+pub(crate) trait Sole {
     fn is_sole(&self) -> bool;
 }
 
-impl Sole for Arc<str> {
+impl<T: ?Sized> Sole for Arc<T> {
     fn is_sole(&self) -> bool {
         Arc::strong_count(self) == 1
     }

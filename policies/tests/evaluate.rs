@@ -498,7 +498,7 @@ fn who_knows_few_pods_knows_those_in_their_nodes_network_too() {
     let mut cluster = Cluster::new();
     objects.nodes().values().cloned().for_each(|n| cluster.apply(Object::Node(n)));
     objects.policies().values().cloned().for_each(|p| cluster.apply(Object::Policy(p)));
-    objects.pods().values().cloned().for_each(|p| cluster.apply(Object::Pod(p)));
+    objects.pods().iter().for_each(|p| cluster.apply(Object::Pod(p)));
     cluster.commit();
     let flow = flow("172.16.0.1", "10.1.1.1", tcp(80));
     let addresses = ["172.16.0.1".parse().unwrap(), "10.1.1.1".parse().unwrap()];
@@ -709,7 +709,7 @@ fn a_matrix_says_what_each_question_says() {
         )),
     ]);
     let evaluator = Evaluator::new(&objects);
-    let mut ends: Vec<Endpoint> = objects.pods().keys().cloned().map(Endpoint::Pod).collect();
+    let mut ends: Vec<Endpoint> = objects.pods().names().map(Endpoint::Pod).collect();
     ends.extend(["192.0.2.1", "172.16.0.2", "2001:db8::7"].map(end));
     let traffics = [tcp(80), tcp(81), Traffic::Port(Udp, 9), ICMP];
     let mut matrix = Matrix::new(&evaluator, &ends, &traffics).unwrap();

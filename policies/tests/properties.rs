@@ -43,10 +43,9 @@ fn assert_pairs_are_decided_by_both_nodes(objects: &[Object]) {
     let cluster = compiled(objects.to_vec());
     let tables = tables(&cluster);
     let evaluator = Evaluator::new(cluster.objects());
-    let decided = |pod: &&Pod| table_of(&tables, pod).is_some() && !pod.addresses.is_empty();
-    let pods: Vec<&Pod> = cluster.objects().pods().values().filter(decided).collect();
-    let pairs =
-        pods.iter().flat_map(|a| pods.iter().map(move |b| (*a, *b))).filter(|(a, b)| a.name != b.name);
+    let decided = |pod: &Pod| table_of(&tables, pod).is_some() && !pod.addresses.is_empty();
+    let pods: Vec<Pod> = cluster.objects().pods().iter().filter(decided).collect();
+    let pairs = pods.iter().flat_map(|a| pods.iter().map(move |b| (a, b))).filter(|(a, b)| a.name != b.name);
     for (a, b) in pairs {
         let (a_node, b_node) = (table_of(&tables, a).unwrap(), table_of(&tables, b).unwrap());
         let ends = [Endpoint::Pod(a.name.clone()), Endpoint::Pod(b.name.clone())];
@@ -108,13 +107,25 @@ fn map_policies(objects: &[Object], change: impl Fn(NetworkPolicy) -> Vec<Networ
 
 fn assert_step_by_step_equals_scratch(steps: Vec<Step>) {
     let mut cluster = Cluster::new();
+    let only: Arc<str> = support::NODES[0].into();
+    let mut to_one = Cluster::new().telling(only.clone());
     let mut told: BTreeMap<Arc<str>, NodeTable> = BTreeMap::new();
     for step in steps.into_iter().chain([Step::Commit]) {
         match step {
-            Step::Apply(object) => cluster.apply(object),
-            Step::Delete(object) => cluster.delete(&object.key()),
+            Step::Apply(object) => {
+                to_one.apply(object.clone());
+                cluster.apply(object);
+            }
+            Step::Delete(object) => {
+                to_one.delete(&object.key());
+                cluster.delete(&object.key());
+            }
             Step::Commit => {
-                for (node, delta) in cluster.commit() {
+                let deltas = cluster.commit();
+                let its: BTreeMap<_, _> = deltas.get_key_value(&only).into_iter().collect();
+                assert_eq!(to_one.commit().iter().collect::<BTreeMap<_, _>>(), its, "told to one alone");
+                assert_eq!(to_one.state(&only), cluster.state(&only), "state of one alone");
+                for (node, delta) in deltas {
                     told.entry(node).or_default().apply(delta);
                 }
                 let scratch = compiled(cluster.objects().clone().into_objects());
@@ -143,7 +154,7 @@ proptest! {
     fn a_matrix_says_what_each_question_says(objects in objects()) {
         let cluster = compiled(objects);
         let evaluator = Evaluator::new(cluster.objects());
-        let pods = cluster.objects().pods().keys().cloned().map(Endpoint::Pod);
+        let pods = cluster.objects().pods().names().map(Endpoint::Pod);
         let ends: Vec<Endpoint> = pods.chain(probes().into_iter().map(Endpoint::Address)).collect();
         let traffics = traffics();
         let mut matrix = Matrix::new(&evaluator, &ends, &traffics).unwrap();
@@ -162,7 +173,7 @@ proptest! {
     fn who_knows_two_addresses_answers_about_them_as_who_knows_all(objects in objects()) {
         let cluster = compiled(objects);
         let (objects, all) = (cluster.objects(), Evaluator::new(cluster.objects()));
-        let addresses = objects.pods().values().flat_map(|p| p.addresses.iter().copied()).chain(probes());
+        let addresses = objects.pods().iter().flat_map(|p| p.addresses).chain(probes());
         let addresses: Vec<_> = addresses.collect();
         for &a in &addresses {
             for &b in addresses.iter().filter(|b| b.is_ipv4() == a.is_ipv4()) {

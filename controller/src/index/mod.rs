@@ -260,15 +260,15 @@ impl Index {
     fn describe(&mut self, name: &NamespacedName, description: Option<Pod>, touched: &mut Touched) {
         let now = self.pods.describe(name, description, self.cluster.objects());
         let before = self.cluster.objects().pods().get(name);
-        if before == now.as_ref() {
+        if before == now {
             return;
         }
-        if let Some(before) = before {
+        if let Some(before) = &before {
             touched.moved.extend(before.addresses.iter().filter(|a| !still_has(now.as_ref(), before, a)));
         }
         let place = |pod: &Pod| pod.node.clone().filter(|_| !pod.host_network && !pod.finished);
         let whose = |pod: &Pod| Some((place(pod)?, pod.uid.clone()));
-        let (here_before, here_now) = (before.and_then(whose), now.as_ref().and_then(whose));
+        let (here_before, here_now) = (before.as_ref().and_then(whose), now.as_ref().and_then(whose));
         if here_before != here_now {
             for (node, _) in here_before.iter().chain(&here_now) {
                 touched.pods.insert((node.clone(), name.clone()));

@@ -23,7 +23,7 @@ pub(super) struct Pods {
 impl Pods {
     /// The pod as the source has it.
     pub(super) fn description(&self, name: &NamespacedName, objects: &Objects) -> Option<Pod> {
-        self.described.get(name).or_else(|| objects.pods().get(name)).cloned()
+        self.described.get(name).cloned().or_else(|| objects.pods().get(name))
     }
 
     /// The source describes the pod like this, or no longer. Returns it where it is, with the addresses that it has.

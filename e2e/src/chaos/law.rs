@@ -66,8 +66,8 @@ impl Law {
 
     /// Who holds an address.
     pub(crate) fn holder(&self, address: IpAddr) -> Endpoint {
-        let holds = |pod: &&moat_policies::Pod| pod.addresses.contains(&address);
-        let pod = self.objects.pods().values().find(holds);
-        pod.map_or(Endpoint::Address(address), |pod| Endpoint::Pod(pod.name.clone()))
+        let holds = |pod: &moat_policies::Pod| pod.addresses.contains(&address);
+        let pod = self.objects.pods().iter().find(holds);
+        pod.map_or(Endpoint::Address(address), |pod| Endpoint::Pod(pod.name))
     }
 }

@@ -224,8 +224,7 @@ impl Plan {
 
     /// A policy of this name that isolates some pods of its namespace in one direction, and lets few others in or out.
     fn compose(&mut self, name: NamespacedName) -> Option<Fault> {
-        let pods: Vec<Pod> =
-            self.stage.objects.pods().values().filter(|p| !p.host_network).cloned().collect();
+        let pods: Vec<Pod> = self.stage.objects.pods().iter().filter(|p| !p.host_network).collect();
         let here: Vec<&Pod> = pods.iter().filter(|p| p.name.namespace == name.namespace).collect();
         let subject = *self.random.pick(&here)?;
         let subject =
@@ -278,7 +277,7 @@ impl Plan {
             None => {
                 let pods: Vec<_> = self.stage.pods.iter().cloned().collect();
                 let name = self.random.pick(&pods)?;
-                let pod = self.stage.objects.pods().get(name)?.clone();
+                let pod = self.stage.objects.pods().get(name)?;
                 let other = if self.random.one_in(3) { None } else { self.stand_in(&pod) };
                 self.away = Some((pod.clone(), other.clone()));
                 (Some(pod), other)
@@ -295,8 +294,8 @@ impl Plan {
 
     /// Somebody who is like another pod, for a pod's place.
     fn stand_in(&mut self, place: &Pod) -> Option<Pod> {
-        let other = |p: &&Pod| !p.host_network && p.name != place.name;
-        let others: Vec<Pod> = self.stage.objects.pods().values().filter(other).cloned().collect();
+        let other = |p: &Pod| !p.host_network && p.name != place.name;
+        let others: Vec<Pod> = self.stage.objects.pods().iter().filter(other).collect();
         let like = self.random.pick(&others)?.clone();
         let name = NamespacedName::new(like.name.namespace.clone(), format!("stand-in-{}", self.number()));
         Some(Pod { name, node: place.node.clone(), addresses: Vec::new(), uid: None, ..like })

@@ -11,7 +11,7 @@ fn stage() -> Stage {
     let placed = crate::topology::place(&objects, &nodes, &Default::default()).unwrap();
     let mut all: Objects = objects.into_iter().chain(nodes.into_iter().map(Object::Node)).collect();
     placed.iter().for_each(|p| all.insert(Object::Pod(p.pod.clone())));
-    let pods = all.pods().keys().cloned().collect();
+    let pods = all.pods().names().collect();
     Stage { objects: all, pods, ports: vec![(Protocol::Tcp, 8080), (Protocol::Udp, 60001)] }
 }
 
@@ -57,11 +57,11 @@ fn what_goes_was_there_and_what_comes_was_not() {
                         assert_eq!(gone.node, come.node, "seed {seed}: one in the other's place");
                     }
                     if let Some(gone) = gone {
-                        assert!(objects.pods().contains_key(&gone.name), "seed {seed}: no pod {}", gone.name);
+                        assert!(objects.pods().contains(&gone.name), "seed {seed}: no pod {}", gone.name);
                         objects.remove(&Key::Pod(gone.name));
                     }
                     if let Some(come) = come {
-                        assert!(!objects.pods().contains_key(&come.name), "seed {seed}: {} twice", come.name);
+                        assert!(!objects.pods().contains(&come.name), "seed {seed}: {} twice", come.name);
                         objects.insert(Object::Pod(come));
                     }
                 }

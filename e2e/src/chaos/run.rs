@@ -153,9 +153,9 @@ impl<'l> Run<'l> {
             Mind::new(number, node.name.clone(), agent, journal.clone(), epochs.clone())
         });
         let minds = minds.collect();
-        let pods = objects.pods().values().filter(|p| !p.host_network && &*p.name.namespace != FILLERS);
+        let pods = objects.pods().iter().filter(|p| !p.host_network && &*p.name.namespace != FILLERS);
         let stage = Stage {
-            pods: pods.map(|p| p.name.clone()).collect(),
+            pods: pods.map(|p| p.name).collect(),
             ports: served_ports(&hosts).into_iter().flatten().filter(|(p, _)| *p != Protocol::Sctp).collect(),
             objects: objects.clone(),
         };
@@ -374,7 +374,7 @@ impl<'l> Run<'l> {
         let early = vec![(node, self.journal.clock.now())];
         self.lab.rooms.detach(name).await?;
         let without_address = |o: &mut Objects| {
-            if let Some(pod) = o.pods().get(name).cloned() {
+            if let Some(pod) = o.pods().get(name) {
                 o.insert(Object::Pod(Pod { addresses: Vec::new(), ..pod }));
             }
         };

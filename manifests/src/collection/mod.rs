@@ -11,6 +11,7 @@
 //! together by a test over random histories. Neither the bytes nor the objects are kept: of each file a digest, who its
 //! objects are and where they stand, and what other files' meaning depends on.
 
+mod listing;
 mod objects;
 mod states;
 

@@ -10,6 +10,7 @@ use moat_policies::{Key, NamespacedName, Object, Pod, Sharing};
 use slab::Slab;
 
 use super::Changes;
+use super::listing::{Listing, Who};
 use crate::decode::{Decoder, Identity};
 use crate::error::{Error, Place, Warning};
 use crate::source::Position;
@@ -52,21 +53,13 @@ struct File {
     name: Arc<str>,
     /// `None`: it could not be read.
     digest: Option<u128>,
-    described: Box<[Described]>,
+    listing: Listing,
     templates: Vec<(Template, Place)>,
-    owned: BTreeMap<Owner, Vec<NamespacedName>>,
     errors: Vec<Error>,
     /// Until they are told.
     objects: Vec<Object>,
     warnings: Vec<Warning>,
     told: bool,
-}
-
-/// One object's name, and where it stands in its file.
-struct Described {
-    identity: Identity,
-    document: u32,
-    line: Option<u32>,
 }
 
 /// The pods that workloads stand for now, where that may have changed.
@@ -91,22 +84,11 @@ impl ObjectFiles {
                 sharing.share(pod);
             }
         }
-        let described = |(mut identity, place): (Identity, Place)| {
-            if let Identity::Object(Key::Pod(name)) = &mut identity {
-                sharing.share_name(name);
-            }
-            let document = u32::try_from(place.document).unwrap_or(u32::MAX);
-            Described { identity, document, line: place.line }
-        };
-        let mut described: Box<[Described]> = seen.into_iter().map(described).collect();
-        described.sort_unstable_by(|a, b| (a.document, &a.identity).cmp(&(b.document, &b.identity)));
+        let listing = Listing::new(seen, owned);
         let digest = Some(digest);
         let name = name.clone();
         let told = false;
-        self.insert(
-            position,
-            File { name, digest, described, templates, owned, errors, objects, warnings, told },
-        );
+        self.insert(position, File { name, digest, listing, templates, errors, objects, warnings, told });
     }
 
     pub(super) fn fail(&mut self, position: &Position, error: Error) {
@@ -115,7 +97,7 @@ impl ObjectFiles {
 
     fn insert(&mut self, position: &Position, file: File) {
         self.remove(position);
-        self.population |= file.is_population();
+        self.population |= file.listing.is_population();
         self.templates += file.templates.len();
         if !file.errors.is_empty() {
             self.faulty.insert(position.clone());
@@ -124,12 +106,12 @@ impl ObjectFiles {
         self.order.insert(position.clone(), ix);
         self.fresh.insert(ix);
         let files = &self.files;
-        let hash = |slot: &Slot| self.hasher.hash_one(slot.identity(files));
-        for at in 0..files[ix].described.len() {
+        let hash = |slot: &Slot| self.hasher.hash_one(slot.who(files));
+        for at in 0..files[ix].listing.len() {
             let slot = Slot { file: ix as u32, at: at as u32 };
-            let identity = slot.identity(files);
-            if self.index.find(hash(&slot), |other| other.identity(files) == identity).is_some() {
-                self.twins.insert(identity.clone());
+            let who = slot.who(files);
+            if self.index.find(hash(&slot), |other| other.who(files) == who).is_some() {
+                self.twins.insert(who.identity());
             }
             self.index.insert_unique(hash(&slot), slot, hash);
         }
@@ -140,25 +122,21 @@ impl ObjectFiles {
         self.faulty.remove(position);
         self.fresh.remove(&ix);
         let files = &self.files;
-        for at in 0..files[ix].described.len() {
+        for at in 0..files[ix].listing.len() {
             let slot = Slot { file: ix as u32, at: at as u32 };
-            let identity = slot.identity(files);
-            let hash = self.hasher.hash_one(identity);
-            if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
+            let who = slot.who(files);
+            if let Ok(entry) = self.index.find_entry(self.hasher.hash_one(who), |other| *other == slot) {
                 entry.remove();
             }
-            if self.twins.contains(identity) && self.places(identity).len() < 2 {
-                self.twins.remove(identity);
+            if !self.twins.is_empty() && self.places(who).len() < 2 {
+                self.twins.remove(&who.identity());
             }
         }
         let file = self.files.remove(ix);
-        self.population |= file.is_population();
+        self.population |= file.listing.is_population();
         self.templates -= file.templates.len();
         if file.told {
-            self.gone.extend(file.described.into_iter().filter_map(|d| match d.identity {
-                Identity::Object(key) => Some(key),
-                Identity::Workload(..) => None,
-            }));
+            self.gone.extend(file.listing.all().filter_map(Who::key));
         }
         true
     }
@@ -173,7 +151,7 @@ impl ObjectFiles {
         if !self.twins.is_empty() {
             let positions: BTreeMap<usize, &Position> = self.order.iter().map(|(p, ix)| (*ix, p)).collect();
             for identity in &self.twins {
-                let mut slots = self.places(identity);
+                let mut slots = self.places(identity.into());
                 slots.sort_unstable_by_key(|slot| (positions[&(slot.file as usize)], slot.at));
                 let first = slots[0].place(&self.files);
                 errors.extend(slots[1..].iter().map(|slot| {
@@ -210,7 +188,7 @@ impl ObjectFiles {
 
     fn is_there(&self, key: &Key) -> bool {
         let expanded = matches!(key, Key::Pod(name) if self.expanded.contains_key(name));
-        expanded || !self.places(&Identity::Object(key.clone())).is_empty()
+        expanded || !self.places(key.into()).is_empty()
     }
 
     /// The pods that workloads stand for now.
@@ -219,12 +197,9 @@ impl ObjectFiles {
         let mut nodes = BTreeSet::new();
         let mut owned: BTreeMap<Owner, Vec<NamespacedName>> = BTreeMap::new();
         for file in files() {
-            nodes.extend(file.described.iter().filter_map(|d| match &d.identity {
-                Identity::Object(Key::Node(name)) => Some(name.clone()),
-                _ => None,
-            }));
-            for (owner, pods) in &file.owned {
-                owned.entry(owner.clone()).or_default().extend(pods.iter().cloned());
+            nodes.extend(file.listing.all().filter_map(Who::node).map(Arc::from));
+            for (owner, pods) in file.listing.owned() {
+                owned.entry(owner.clone()).or_default().extend(pods);
             }
         }
         let mut twins = BTreeSet::new();
@@ -240,7 +215,7 @@ impl ObjectFiles {
         let mut all: BTreeMap<NamespacedName, (Pod, &Place)> = BTreeMap::new();
         for (template, pod) in expand(&templates, &nodes, &owned).pods {
             let identity = Identity::Object(Key::Pod(pod.name.clone()));
-            let described = self.places(&identity).first().map(|slot| slot.place(&self.files));
+            let described = self.places((&identity).into()).first().map(|slot| slot.place(&self.files));
             match described.or_else(|| all.get(&pod.name).map(|(_, place)| (*place).clone())) {
                 None => drop(all.insert(pod.name.clone(), (pod, places[template]))),
                 Some(first) => {
@@ -252,38 +227,20 @@ impl ObjectFiles {
         all.into_iter().map(|(name, (pod, _))| (name, pod)).collect()
     }
 
-    fn places(&self, identity: &Identity) -> Vec<Slot> {
-        let hash = self.hasher.hash_one(identity);
-        let same = |slot: &&Slot| slot.identity(&self.files) == identity;
+    fn places(&self, who: Who<'_>) -> Vec<Slot> {
+        let hash = self.hasher.hash_one(who);
+        let same = |slot: &&Slot| slot.who(&self.files) == who;
         self.index.iter_hash(hash).filter(same).copied().collect()
     }
 }
 
-impl File {
-    /// Whether it has to do with which pods workloads stand for.
-    fn is_population(&self) -> bool {
-        let counts = |d: &Described| {
-            matches!(
-                d.identity,
-                Identity::Workload(..) | Identity::Object(Key::Pod(_)) | Identity::Object(Key::Node(_))
-            )
-        };
-        self.described.iter().any(counts)
-    }
-}
-
 impl Slot {
-    fn described(self, files: &Slab<File>) -> &Described {
-        &files[self.file as usize].described[self.at as usize]
-    }
-
-    fn identity(self, files: &Slab<File>) -> &Identity {
-        &self.described(files).identity
+    fn who(self, files: &Slab<File>) -> Who<'_> {
+        files[self.file as usize].listing.who(self.at as usize)
     }
 
     fn place(self, files: &Slab<File>) -> Place {
-        let described = self.described(files);
-        let file = files[self.file as usize].name.clone();
-        Place { file, document: described.document as usize, line: described.line }
+        let file = &files[self.file as usize];
+        file.listing.place(self.at as usize, &file.name)
     }
 }

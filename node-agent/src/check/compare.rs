@@ -163,8 +163,8 @@ impl<'a> Comparison<'a> {
                 .try_for_each(|&peer| self.judge(veth, address, direction, peer, &[payload], None, report));
         };
         let subject = party(&self.evaluator, address)?;
-        let payloads = sample::payloads(self.objects, pod, direction, family, self.limits);
-        for peer in sample::peers(self.objects, pod, direction, family, self.limits) {
+        let payloads = sample::payloads(self.objects, &pod, direction, family, self.limits);
+        for peer in sample::peers(self.objects, &pod, direction, family, self.limits) {
             self.judge(veth, address, direction, peer, &payloads, Some(&subject), report)?;
         }
         Ok(())
@@ -227,7 +227,7 @@ impl<'a> Comparison<'a> {
                 let judgement = evaluator.judge(source, destination, payload.traffic, family);
                 match (&place, direction) {
                     // This node decides both sides.
-                    (Place::Local(v), _) => self.objects.pods().contains_key(&v.pod) && judgement.allowed,
+                    (Place::Local(v), _) => self.objects.pods().contains(&v.pod) && judgement.allowed,
                     (_, Direction::Ingress) => judgement.ingress,
                     (_, Direction::Egress) => judgement.egress,
                 }

@@ -74,7 +74,7 @@ pub(super) fn peers(
     edges.extend(objects.nodes().values().flat_map(|n| n.addresses.iter().copied()));
     edges.retain(of_family);
     let mut all: BTreeSet<IpAddr> = spread(edges, limits.peers);
-    let pods = objects.pods().values().flat_map(|p| p.addresses.iter().copied()).filter(of_family).collect();
+    let pods = objects.pods().iter().flat_map(|p| p.addresses).filter(of_family).collect();
     all.extend(spread(pods, limits.peers));
     all.into_iter().collect()
 }
@@ -123,7 +123,8 @@ pub(super) fn payloads(
                         match direction {
                             Direction::Ingress => named(pod).into_iter().for_each(|p| edge(p, p)),
                             Direction::Egress => {
-                                let all: BTreeSet<u16> = objects.pods().values().flat_map(named).collect();
+                                let all: BTreeSet<u16> =
+                                    objects.pods().iter().flat_map(|pod| named(&pod)).collect();
                                 all.into_iter().for_each(|p| edge(p, p));
                             }
                         }

@@ -15,6 +15,7 @@ mod killed;
 mod node;
 mod packets;
 mod pod_to_node;
+mod ready;
 #[path = "../dataplane/space.rs"]
 #[allow(dead_code, reason = "the data plane's tests use the rest")]
 mod space;

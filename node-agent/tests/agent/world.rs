@@ -62,6 +62,11 @@ impl World {
         self.root.path().join("manifests")
     }
 
+    /// Where the agent listens for the plugin.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.root.path().join("run/agent.sock")
+    }
+
     /// Puts a file into the folder at once, as careful writers do. Returns when rename(2) was done.
     pub(crate) fn write(&self, name: &str, text: &str) -> Instant {
         self.write_bytes(name, text.as_bytes())
@@ -163,7 +168,7 @@ impl World {
     }
 
     pub(crate) fn plugin(&self) -> Plugin {
-        Plugin::new(&self.root.path().join("run/agent.sock"))
+        Plugin::new(&self.socket())
     }
 
     /// Compares what the kernel's tables do with what the manifests say.

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 
 use slab::Slab;
 
-/// A place in an [`Arena`] of `T`.
-pub(super) struct Ix<T>(u32, PhantomData<fn() -> T>);
+/// A place in an [`Arena`] of `T`: its number and one more, so that an index that may be missing is no wider.
+pub(super) struct Ix<T>(NonZeroU32, PhantomData<fn() -> T>);
 
 impl<T> Clone for Ix<T> {
     fn clone(&self) -> Self {
@@ -39,13 +40,24 @@ impl<T> Ord for Ix<T> {
 
 impl<T> Hash for Ix<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.0);
+        state.write_u32(self.0.get());
     }
 }
 
 impl<T> fmt::Debug for Ix<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
+        write!(f, "#{}", self.place())
+    }
+}
+
+impl<T> Ix<T> {
+    fn new(place: usize) -> Self {
+        let number = u32::try_from(place + 1).ok().and_then(NonZeroU32::new);
+        Self(number.expect("fewer than 2^32 entries fit in memory"), PhantomData)
+    }
+
+    fn place(self) -> usize {
+        self.0.get() as usize - 1
     }
 }
 
@@ -60,20 +72,19 @@ impl<T> Default for Arena<T> {
 
 impl<T> Arena<T> {
     pub(super) fn insert(&mut self, value: T) -> Ix<T> {
-        let place = u32::try_from(self.0.insert(value)).expect("fewer than 2^32 entries fit in memory");
-        Ix(place, PhantomData)
+        Ix::new(self.0.insert(value))
     }
 
     pub(super) fn remove(&mut self, ix: Ix<T>) -> T {
-        self.0.remove(ix.0 as usize)
+        self.0.remove(ix.place())
     }
 
     pub(super) fn get(&self, ix: Ix<T>) -> Option<&T> {
-        self.0.get(ix.0 as usize)
+        self.0.get(ix.place())
     }
 
     pub(super) fn get_mut(&mut self, ix: Ix<T>) -> Option<&mut T> {
-        self.0.get_mut(ix.0 as usize)
+        self.0.get_mut(ix.place())
     }
 
     #[cfg(test)]
@@ -82,7 +93,7 @@ impl<T> Arena<T> {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Ix<T>, &T)> {
-        self.0.iter().map(|(place, value)| (Ix(place as u32, PhantomData), value))
+        self.0.iter().map(|(place, value)| (Ix::new(place), value))
     }
 }
 
@@ -90,12 +101,12 @@ impl<T> std::ops::Index<Ix<T>> for Arena<T> {
     type Output = T;
 
     fn index(&self, ix: Ix<T>) -> &T {
-        &self.0[ix.0 as usize]
+        &self.0[ix.place()]
     }
 }
 
 impl<T> std::ops::IndexMut<Ix<T>> for Arena<T> {
     fn index_mut(&mut self, ix: Ix<T>) -> &mut T {
-        &mut self.0[ix.0 as usize]
+        &mut self.0[ix.place()]
     }
 }

@@ -10,11 +10,11 @@ use super::membership::{GroupIx, ProfileIx};
 use super::nodes::NodeIx;
 use super::programs::{ProgramIx, RecipeKey};
 use super::sets::SetIx;
-use crate::{Direction, NodeDelta, PodPrograms, SetChange};
+use crate::{Direction, NodeDelta, PodPrograms, Pods, SetChange};
 
 impl Compiler {
     /// Works out what the changes since the last commit come to: what changes on which node.
-    pub(super) fn commit(&mut self) -> BTreeMap<Arc<str>, NodeDelta> {
+    pub(super) fn commit(&mut self, pods: &Pods) -> BTreeMap<Arc<str>, NodeDelta> {
         let emptied = self.assign_recipes();
         for changed in self.programs.work_out(&mut self.members, &self.rules, &mut self.sets) {
             let recipe = &self.programs.recipes[changed.recipe];
@@ -23,8 +23,8 @@ impl Compiler {
                 self.shift_program(profile, changed.before, now);
             }
         }
-        self.tell_pods();
-        let deltas = self.take_deltas();
+        self.tell_pods(pods);
+        let deltas = self.take_deltas(pods);
         for profile in emptied {
             if self.members.profiles[profile].pods.is_empty() {
                 self.members.remove_profile(profile);
@@ -37,20 +37,20 @@ impl Compiler {
     }
 
     /// Everything that a node has been told by the commits so far, as a change from nothing.
-    pub(super) fn state(&self, node: &str) -> NodeDelta {
+    pub(super) fn state(&self, node: &str, pods: &Pods) -> NodeDelta {
         debug_assert!(self.is_settled(), "a state is asked for after a commit");
         let mut state = NodeDelta::default();
-        let Some(node) = self.nodes.find(node) else { return state };
-        for (_, pod) in self.pods.iter().filter(|(_, p)| p.node == Some(node)) {
+        let Some(node) = self.nodes.find(node).filter(|node| self.nodes.is_told(*node)) else { return state };
+        for (ix, pod) in self.pods.iter().filter(|(_, p)| p.node == Some(node)) {
             if let Some(told) = pod.told {
-                state.pods.insert(pod.name.clone(), Some(self.pod_programs(told)));
+                state.pods.insert(pods.name(ix), Some(self.pod_programs(told)));
             }
         }
         for (_, program) in self.programs.entries.iter().filter(|(_, p)| p.span.contains_key(&node)) {
             state.programs.insert(program.id, Some(program.program.clone()));
         }
         for (ix, set) in self.sets.entries.iter().filter(|(_, s)| s.span.contains_key(&node)) {
-            let whole = self.sets.whole(ix, &self.members, &self.pods, &self.claims);
+            let whole = self.sets.whole(ix, &self.members, pods, &self.claims);
             state.sets.insert(set.id, SetChange::Create(whole));
         }
         state
@@ -114,7 +114,7 @@ impl Compiler {
     fn shift_program(&mut self, profile: ProfileIx, before: Option<ProgramIx>, now: Option<ProgramIx>) {
         for pod in &self.members.profiles[profile].pods {
             mark_pod(&mut self.pods, &mut self.dirty_pods, *pod);
-            let Some(node) = self.pods[*pod].node else { continue };
+            let Some(node) = self.pods.get(*pod).and_then(|entry| entry.node) else { continue };
             if let Some(now) = now {
                 self.programs.span(&mut self.sets, &mut self.nodes, now, node, 1);
             }
@@ -124,19 +124,18 @@ impl Compiler {
         }
     }
 
-    fn tell_pods(&mut self) {
+    fn tell_pods(&mut self, pods: &Pods) {
         for ix in std::mem::take(&mut self.dirty_pods) {
             // Gone meanwhile; its node was told then.
-            let Some(entry) = self.pods.get(ix).filter(|p| p.dirty) else { continue };
+            let Some(entry) = self.pods.get_mut(ix).filter(|p| p.dirty) else { continue };
             let recipes = self.members.profiles[entry.profile].recipes;
             let now = recipes.map(|recipe| self.programs.recipes[recipe?].program);
-            let (name, node, told) = (entry.name.clone(), entry.node, entry.told);
-            let entry = &mut self.pods[ix];
             entry.dirty = false;
-            if let Some(node) = node.filter(|_| told != Some(now)) {
+            let told = |node: &NodeIx| self.nodes.is_told(*node) && entry.told != Some(now);
+            if let Some(node) = entry.node.filter(told) {
                 entry.told = Some(now);
                 let programs = self.pod_programs(now);
-                self.nodes.touch(node).told.insert(name, Some(programs));
+                self.nodes.touch(node).told.insert(pods.name(ix), Some(programs));
             }
         }
     }
@@ -146,7 +145,7 @@ impl Compiler {
         PodPrograms { ingress: id(Direction::Ingress), egress: id(Direction::Egress) }
     }
 
-    fn take_deltas(&mut self) -> BTreeMap<Arc<str>, NodeDelta> {
+    fn take_deltas(&mut self, pods: &Pods) -> BTreeMap<Arc<str>, NodeDelta> {
         let mut deltas: BTreeMap<Arc<str>, NodeDelta> = BTreeMap::new();
         let mut wholes: HashMap<SetIx, SetChange> = HashMap::new();
         let mut created: BTreeSet<(SetIx, NodeIx)> = BTreeSet::new();
@@ -156,6 +155,9 @@ impl Compiler {
             let mut delta = NodeDelta { pods: std::mem::take(&mut node.told), ..NodeDelta::default() };
             let (programs, sets) = (std::mem::take(&mut node.programs), std::mem::take(&mut node.sets));
             let name = node.name.clone();
+            if !self.nodes.is_told(*ix) {
+                continue;
+            }
             for (program, had) in programs {
                 let entry = &self.programs.entries[program];
                 let has = entry.span.contains_key(ix);
@@ -169,9 +171,8 @@ impl Compiler {
                 let change = match (had, has) {
                     (false, true) => {
                         created.insert((set, *ix));
-                        let whole = || {
-                            SetChange::Create(self.sets.whole(set, &self.members, &self.pods, &self.claims))
-                        };
+                        let whole =
+                            || SetChange::Create(self.sets.whole(set, &self.members, pods, &self.claims));
                         wholes.entry(set).or_insert_with(whole).clone()
                     }
                     (true, false) => SetChange::Delete,
@@ -185,7 +186,8 @@ impl Compiler {
         }
         for (set, update) in self.sets.take_updates() {
             let entry = &self.sets.entries[set];
-            for node in entry.span.keys().filter(|node| !created.contains(&(set, **node))) {
+            let has = |node: &&NodeIx| self.nodes.is_told(**node) && !created.contains(&(set, **node));
+            for node in entry.span.keys().filter(has) {
                 let delta = deltas.entry(self.nodes.entries[*node].name.clone()).or_default();
                 delta.sets.insert(entry.id, SetChange::Update(update.clone()));
             }

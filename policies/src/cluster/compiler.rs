@@ -9,12 +9,13 @@ use hashbrown::HashMap;
 use super::arena::Arena;
 use super::membership::{GroupIx, Membership, Moved, Profile, ProfileIx};
 use super::nodes::Nodes;
-use super::pods::{Claims, PodEntry, PodIx, PodNames};
+use super::pods::{Claims, PodEntries, PodEntry};
 use super::programs::Programs;
 use super::rules::{RuleIx, Rules};
 use super::sets::{SetIx, Sets};
 use super::subjects::{Subject, Touched};
-use crate::{Direction, Labels, NamespaceScope, NamespacedName, NetworkPolicy, Pod};
+use crate::pods::PodIx;
+use crate::{Direction, Labels, NamespaceScope, NamespacedName, NetworkPolicy, Pod, Pods};
 
 /// What is compiled from the objects.
 #[derive(Default)]
@@ -22,8 +23,7 @@ pub(super) struct Compiler {
     pub(super) members: Membership,
     pub(super) rules: Rules,
     policies: HashMap<NamespacedName, Held>,
-    pub(super) pods: Arena<PodEntry>,
-    pub(super) pod_names: PodNames,
+    pub(super) pods: PodEntries,
     pub(super) claims: Claims,
     pub(super) programs: Programs,
     pub(super) sets: Sets,
@@ -48,7 +48,6 @@ impl Compiler {
             rules,
             policies,
             pods,
-            pod_names,
             claims,
             programs,
             sets,
@@ -56,21 +55,21 @@ impl Compiler {
             dirty_profiles,
             dirty_pods,
         } = self;
-        let pods = pods.is_empty() && pod_names.is_empty() && claims.is_empty();
+        let pods = pods.is_empty() && claims.is_empty();
         let policies = members.is_empty() && rules.is_empty() && policies.is_empty();
         let told = programs.is_empty() && sets.is_empty() && nodes.is_empty();
         pods && policies && told && dirty_profiles.is_empty() && dirty_pods.is_empty()
     }
 
-    /// The names of the pods that claim any of these addresses, and of those that claim any of theirs.
-    pub(super) fn pods_around(&self, addresses: &[IpAddr]) -> BTreeSet<&NamespacedName> {
-        let pods = |a: &IpAddr| self.claims.of(a).iter().map(|pod| &self.pods[*pod]);
-        let near = addresses.iter().flat_map(pods);
-        near.flat_map(|pod| pod.addresses.iter().flat_map(pods)).map(|pod| &pod.name).collect()
+    /// The pods that claim any of these addresses, and those that claim any of theirs.
+    pub(super) fn pods_around(&self, addresses: &[IpAddr], pods: &Pods) -> BTreeSet<PodIx> {
+        let claim = |address: &IpAddr| self.claims.of(address).iter().copied();
+        let near = addresses.iter().flat_map(claim).flat_map(|pod| pods.addresses(pod));
+        near.flat_map(|address| self.claims.of(&address).iter().copied()).collect()
     }
 
     /// A namespace object is there with these labels, or gone.
-    pub(super) fn describe_namespace(&mut self, name: &Arc<str>, labels: Option<&Labels>) {
+    pub(super) fn describe_namespace(&mut self, name: &Arc<str>, labels: Option<&Labels>, pods: &Pods) {
         for Moved { profile: ix, before } in self.members.describe_namespace(name, labels) {
             // A subject is always of one namespace, so no recipe changes: only sets gain and lose the profile's pods.
             let profile = &self.members.profiles[ix];
@@ -78,8 +77,8 @@ impl Compiler {
             for set in touched {
                 for (groups, by) in [(&before, -1), (&profile.groups, 1)] {
                     for pod in &profile.pods {
-                        let owned = self.pods[*pod].addresses.iter().filter(|a| self.claims.owns(a, *pod));
-                        self.sets.shift(set, profile, groups, owned.copied(), by);
+                        let owned = pods.addresses(*pod).filter(|a| self.claims.owns(a, *pod));
+                        self.sets.shift(set, profile, groups, owned, by);
                     }
                 }
             }
@@ -134,39 +133,27 @@ impl Compiler {
         }
     }
 
-    pub(super) fn put_pod(&mut self, pod: &Pod) {
+    /// A pod that was so is so now; `None`: it is not there, or in its node's network.
+    pub(super) fn change_pod(&mut self, ix: PodIx, before: Option<&Pod>, now: Option<&Pod>) {
+        let Some(pod) = now else {
+            if let Some(before) = before {
+                self.detach(ix, before);
+                self.pods.remove(ix);
+            }
+            return;
+        };
         let profile = self.members.profile(&pod.name.namespace, &pod.labels, &pod.ports);
         let node = pod.node.as_ref().map(|name| self.nodes.hold(name));
-        let ix = match self.pod_names.find(&pod.name, &self.pods) {
-            Some(ix) => {
-                let entry = &self.pods[ix];
-                if entry.profile == profile && entry.node == node {
-                    // Only the addresses can differ, or nothing that matters here.
-                    let before = entry.addresses.clone();
-                    node.into_iter().for_each(|node| self.nodes.release(node));
-                    self.change_addresses(ix, &before, &pod.addresses);
-                    return;
-                }
-                self.detach(ix);
-                let entry = &mut self.pods[ix];
-                entry.profile = profile;
-                entry.node = node;
-                ix
+        if let Some(before) = before {
+            if self.pods.get(ix).is_some_and(|entry| entry.profile == profile && entry.node == node) {
+                // Only the addresses can differ, or nothing that matters here.
+                node.into_iter().for_each(|node| self.nodes.release(node));
+                self.change_addresses(ix, &before.addresses, &pod.addresses);
+                return;
             }
-            None => {
-                let entry = PodEntry {
-                    name: pod.name.clone(),
-                    profile,
-                    node,
-                    addresses: Box::default(),
-                    told: None,
-                    dirty: false,
-                };
-                let ix = self.pods.insert(entry);
-                self.pod_names.insert(ix, &self.pods);
-                ix
-            }
-        };
+            self.detach(ix, before);
+        }
+        self.pods.insert(ix, PodEntry { profile, node, told: None, dirty: false });
         self.members.profiles[profile].pods.insert(ix);
         mark_pod(&mut self.pods, &mut self.dirty_pods, ix);
         if self.members.profiles[profile].pods.len() == 1 {
@@ -176,23 +163,14 @@ impl Compiler {
         self.change_addresses(ix, &[], &pod.addresses);
     }
 
-    pub(super) fn remove_pod(&mut self, name: &NamespacedName) {
-        if let Some(ix) = self.pod_names.remove(name, &self.pods) {
-            self.detach(ix);
-            self.pods.remove(ix);
-        }
-    }
-
     /// Takes a pod out of its profile and off its node.
-    fn detach(&mut self, ix: PodIx) {
-        let before = self.pods[ix].addresses.clone();
-        self.change_addresses(ix, &before, &[]);
+    fn detach(&mut self, ix: PodIx, pod: &Pod) {
+        let Some(PodEntry { profile, node, told, .. }) = self.pods.get(ix).copied() else { return };
+        self.change_addresses(ix, &pod.addresses, &[]);
         self.span_pod(ix, -1);
-        let entry = &mut self.pods[ix];
-        let profile = entry.profile;
-        if let Some(node) = entry.node.take() {
-            if entry.told.take().is_some() {
-                self.nodes.touch(node).told.insert(entry.name.clone(), None);
+        if let Some(node) = node {
+            if told.is_some() {
+                self.nodes.touch(node).told.insert(pod.name.clone(), None);
             }
             self.nodes.release(node);
         }
@@ -203,7 +181,7 @@ impl Compiler {
     }
 
     fn span_pod(&mut self, ix: PodIx, by: i32) {
-        let PodEntry { profile, node: Some(node), .. } = self.pods[ix] else { return };
+        let Some(PodEntry { profile, node: Some(node), .. }) = self.pods.get(ix).copied() else { return };
         for recipe in self.members.profiles[profile].recipes.into_iter().flatten() {
             if let Some(program) = self.programs.recipes[recipe].program {
                 self.programs.span(&mut self.sets, &mut self.nodes, program, node, by);
@@ -228,12 +206,12 @@ impl Compiler {
                 self.shift_address(ix, *address, 1);
             }
         }
-        self.pods[ix].addresses = after.into();
     }
 
     /// An address comes to its owner's sets (+1) or goes from them (-1).
     fn shift_address(&mut self, ix: PodIx, address: IpAddr, by: i8) {
-        let profile = &self.members.profiles[self.pods[ix].profile];
+        let Some(entry) = self.pods.get(ix) else { return };
+        let profile = &self.members.profiles[entry.profile];
         for set in sets_of(&self.members, profile.groups.iter()) {
             self.sets.shift(set, profile, &profile.groups, std::iter::once(address), by);
         }
@@ -254,8 +232,8 @@ fn mark_profile(profiles: &mut Arena<Profile>, dirty: &mut Vec<ProfileIx>, ix: P
     }
 }
 
-pub(super) fn mark_pod(pods: &mut Arena<PodEntry>, dirty: &mut Vec<PodIx>, ix: PodIx) {
-    if !std::mem::replace(&mut pods[ix].dirty, true) {
+pub(super) fn mark_pod(pods: &mut PodEntries, dirty: &mut Vec<PodIx>, ix: PodIx) {
+    if pods.get_mut(ix).is_some_and(|pod| !std::mem::replace(&mut pod.dirty, true)) {
         dirty.push(ix);
     }
 }

@@ -21,12 +21,12 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
 
 use self::scopes::{NamespaceEntry, Scope, ScopeKind};
 use super::arena::{Arena, Ix};
-use super::pods::PodEntry;
 use super::programs::Recipe;
 use super::selector_index::SelectorIndex;
 use super::sets::Set;
 use super::subjects::Subject;
 use crate::hash::ContentHash;
+use crate::pods::PodIx;
 use crate::{ContainerPort, Labels, NamespaceScope, Operator, Protocol, Selector, objects};
 
 pub(super) type NamespaceIx = Ix<NamespaceEntry>;
@@ -57,7 +57,7 @@ pub(super) struct Profile {
     pub(super) ports: Box<[NamedPort]>,
     /// Sorted.
     pub(super) groups: Vec<GroupIx>,
-    pub(super) pods: HashSet<Ix<PodEntry>>,
+    pub(super) pods: HashSet<PodIx>,
     /// By direction, `None` where it is not isolated.
     pub(super) recipes: [Option<Ix<Recipe>>; 2],
     pub(super) dirty: bool,

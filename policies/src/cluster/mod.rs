@@ -35,7 +35,8 @@ pub use self::view::NodeView;
 
 use self::compiler::Compiler;
 use crate::objects::Stored;
-use crate::{Evaluator, Key, Limits, NamespacedName, NodeDelta, Object, Objects, Pod};
+use crate::pods::{PodIx, Put};
+use crate::{Evaluator, Key, Limits, NodeDelta, Object, Objects, Pod};
 
 /// All objects, and what is compiled from them.
 ///
@@ -44,7 +45,7 @@ use crate::{Evaluator, Key, Limits, NamespacedName, NodeDelta, Object, Objects, 
 pub struct Cluster {
     objects: Objects,
     /// The pods in their node's network: nothing is compiled for them, and their addresses are nodes'.
-    host_pods: BTreeSet<NamespacedName>,
+    host_pods: BTreeSet<PodIx>,
     compiler: Compiler,
 }
 
@@ -61,6 +62,12 @@ impl Cluster {
         cluster
     }
 
+    /// The same, where this node alone is told what it needs. In a large cluster that saves most of a commit.
+    pub fn telling(mut self, node: Arc<str>) -> Self {
+        self.compiler.nodes.only = Some(node);
+        self
+    }
+
     /// The objects as they were applied.
     pub fn objects(&self) -> &Objects {
         &self.objects
@@ -70,9 +77,9 @@ impl Cluster {
     /// address is, as [`Evaluator::new`] does, but only those around these addresses and those in their node's network: so it is
     /// there at once in a large cluster, too.
     pub fn evaluator_of(&self, addresses: &[IpAddr]) -> Evaluator<'_> {
-        let names = self.compiler.pods_around(addresses).into_iter().chain(&self.host_pods);
-        let pods: Vec<&Pod> = names.filter_map(|name| self.objects.pods().get(name)).collect();
-        Evaluator::who_knows(&self.objects, pods.into_iter())
+        let around = self.compiler.pods_around(addresses, self.objects.pods());
+        let places: Vec<PodIx> = around.into_iter().chain(self.host_pods.iter().copied()).collect();
+        Evaluator::who_knows(&self.objects, &places)
     }
 
     /// An object is there, new or in place of the one with its key.
@@ -80,35 +87,48 @@ impl Cluster {
         match self.objects.store(object) {
             None | Some(Stored::Node) => {}
             Some(Stored::Namespace(namespace)) => {
-                self.compiler.describe_namespace(&namespace.name, Some(&namespace.labels));
+                let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
+                self.compiler.describe_namespace(&name, Some(&labels), self.objects.pods());
             }
-            Some(Stored::Pod(pod)) if pod.host_network => {
-                self.host_pods.insert(pod.name.clone());
-                self.compiler.remove_pod(&pod.name);
+            Some(Stored::Pod(Put { place, before })) => {
+                let now = self.objects.pods().pod(place);
+                match now.host_network {
+                    true => self.host_pods.insert(place),
+                    false => self.host_pods.remove(&place),
+                };
+                let before = before.filter(|pod| !pod.host_network);
+                let now = Some(now).filter(|pod| !pod.host_network);
+                self.compiler.change_pod(place, before.as_ref(), now.as_ref());
             }
-            Some(Stored::Pod(pod)) => {
-                self.host_pods.remove(&pod.name);
-                self.compiler.put_pod(pod);
-            }
-            Some(Stored::FinishedPod(name)) => self.forget_pod(&name),
+            Some(Stored::FinishedPod(place, pod)) => self.forget_pod(place, &pod),
             Some(Stored::Policy(policy)) => self.compiler.put_policy(policy),
         }
     }
 
     /// The object with this key is gone.
     pub fn delete(&mut self, key: &Key) {
-        self.objects.remove(key);
         match key {
-            Key::Namespace(name) => self.compiler.describe_namespace(name, None),
-            Key::Node(_) => {}
-            Key::Pod(name) => self.forget_pod(name),
-            Key::Policy(name) => self.compiler.remove_policy(name),
+            Key::Pod(name) => {
+                if let Some((place, pod)) = self.objects.remove_pod(name) {
+                    self.forget_pod(place, &pod);
+                }
+            }
+            Key::Namespace(name) => {
+                self.objects.remove(key);
+                self.compiler.describe_namespace(name, None, self.objects.pods());
+            }
+            Key::Node(_) => self.objects.remove(key),
+            Key::Policy(name) => {
+                self.objects.remove(key);
+                self.compiler.remove_policy(name);
+            }
         }
     }
 
-    fn forget_pod(&mut self, name: &NamespacedName) {
-        self.host_pods.remove(name);
-        self.compiler.remove_pod(name);
+    fn forget_pod(&mut self, place: PodIx, pod: &Pod) {
+        if !self.host_pods.remove(&place) {
+            self.compiler.change_pod(place, Some(pod), None);
+        }
     }
 
     /// These objects are there, and no others.
@@ -126,7 +146,7 @@ impl Cluster {
 
     /// Works out what the changes since the last commit come to: what changes on which node.
     pub fn commit(&mut self) -> BTreeMap<Arc<str>, NodeDelta> {
-        self.compiler.commit()
+        self.compiler.commit(self.objects.pods())
     }
 
     /// Everything that a node has been told by the commits so far, as a change from nothing.
@@ -134,6 +154,6 @@ impl Cluster {
     /// Ask it after a [`commit`](Self::commit), before anything is applied: what is applied is in some sets at once, and
     /// the next commit would tell it a second time.
     pub fn state(&self, node: &str) -> NodeDelta {
-        self.compiler.state(node)
+        self.compiler.state(node, self.objects.pods())
     }
 }

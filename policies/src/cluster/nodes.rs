@@ -28,9 +28,16 @@ pub(super) struct Nodes {
     pub(super) entries: Arena<NodeEntry>,
     by_name: HashMap<Arc<str>, NodeIx>,
     touched: Vec<NodeIx>,
+    /// The one that is told something, where it is not all of them.
+    pub(super) only: Option<Arc<str>>,
 }
 
 impl Nodes {
+    /// Whether a node is told what it needs.
+    pub(super) fn is_told(&self, ix: NodeIx) -> bool {
+        self.only.as_ref().is_none_or(|only| *only == self.entries[ix].name)
+    }
+
     /// The node of one pod more.
     pub(super) fn hold(&mut self, name: &Arc<str>) -> NodeIx {
         let entries = &mut self.entries;

@@ -1,55 +1,65 @@
-//! Pods and the addresses they claim.
+//! What is compiled for a pod, and the addresses that pods claim.
 
-use std::hash::BuildHasher as _;
-use std::net::IpAddr;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
-use super::arena::{Arena, Ix};
+use super::arena::Ix;
 use super::membership::ProfileIx;
 use super::nodes::NodeIx;
 use super::programs::ProgramEntry;
-use crate::NamespacedName;
+use crate::pods::PodIx;
 
-pub(super) type PodIx = Ix<PodEntry>;
-
-/// A pod that policies can apply to.
+/// A pod that policies can apply to. Its name and its addresses are where its object is.
+#[derive(Clone, Copy)]
 pub(super) struct PodEntry {
-    pub(super) name: NamespacedName,
     pub(super) profile: ProfileIx,
     pub(super) node: Option<NodeIx>,
-    pub(super) addresses: Box<[IpAddr]>,
     /// What its node was told last.
     pub(super) told: Option<[Option<Ix<ProgramEntry>>; 2]>,
     pub(super) dirty: bool,
 }
 
-/// Pods by their names. Of each it keeps the place only: the names are in the pods themselves.
+// See what a record of a pod may have: there is one of these for each of those.
+const _: () = assert!(size_of::<Option<PodEntry>>() <= 24);
+
+/// What is compiled for each pod, by the places of the pods' objects. Of a pod in its node's network there is nothing.
 #[derive(Default)]
-pub(super) struct PodNames {
-    table: HashTable<PodIx>,
-    hasher: DefaultHashBuilder,
+pub(super) struct PodEntries {
+    entries: Vec<Option<PodEntry>>,
+    here: usize,
 }
 
-impl PodNames {
-    pub(super) fn find(&self, name: &NamespacedName, pods: &Arena<PodEntry>) -> Option<PodIx> {
-        self.table.find(self.hasher.hash_one(name), |ix| pods[*ix].name == *name).copied()
+impl PodEntries {
+    pub(super) fn get(&self, pod: PodIx) -> Option<&PodEntry> {
+        self.entries.get(pod.at())?.as_ref()
     }
 
-    /// A pod that is new there.
-    pub(super) fn insert(&mut self, ix: PodIx, pods: &Arena<PodEntry>) {
-        let hash = |ix: &PodIx| self.hasher.hash_one(&pods[*ix].name);
-        self.table.insert_unique(hash(&ix), ix, hash);
+    pub(super) fn get_mut(&mut self, pod: PodIx) -> Option<&mut PodEntry> {
+        self.entries.get_mut(pod.at())?.as_mut()
     }
 
-    pub(super) fn remove(&mut self, name: &NamespacedName, pods: &Arena<PodEntry>) -> Option<PodIx> {
-        let entry = self.table.find_entry(self.hasher.hash_one(name), |ix| pods[*ix].name == *name);
-        entry.ok().map(|entry| entry.remove().0)
+    pub(super) fn insert(&mut self, pod: PodIx, entry: PodEntry) {
+        if self.entries.len() <= pod.at() {
+            self.entries.resize(pod.at() + 1, None);
+        }
+        self.here += usize::from(self.entries[pod.at()].replace(entry).is_none());
+    }
+
+    pub(super) fn remove(&mut self, pod: PodIx) {
+        let entry = self.entries.get_mut(pod.at()).and_then(Option::take);
+        self.here -= usize::from(entry.is_some());
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PodIx, &PodEntry)> {
+        self.entries.iter().enumerate().filter_map(|(at, entry)| Some((PodIx::new(at)?, entry.as_ref()?)))
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.here == 0
     }
 }
 
@@ -57,24 +67,72 @@ impl PodNames {
 /// packet from there could be any of theirs.
 #[derive(Default)]
 pub(super) struct Claims {
+    v4: ClaimsOf<Ipv4Addr>,
+    v6: ClaimsOf<Ipv6Addr>,
+}
+
+/// Those of one family: kept apart, an IPv4 address and its owner take eight bytes.
+struct ClaimsOf<A> {
     /// The owners of addresses that one pod claims.
-    one: HashMap<IpAddr, PodIx>,
-    several: HashMap<IpAddr, Vec<PodIx>>,
+    one: HashMap<A, PodIx>,
+    several: HashMap<A, Vec<PodIx>>,
 }
 
 impl Claims {
     /// A pod claims an address. Tells who owned it until now.
     pub(super) fn add(&mut self, address: IpAddr, pod: PodIx) -> Option<PodIx> {
+        match address {
+            IpAddr::V4(address) => self.v4.add(address, pod),
+            IpAddr::V6(address) => self.v6.add(address, pod),
+        }
+    }
+
+    /// A pod claims an address no longer. Tells who owns it from now on.
+    pub(super) fn remove(&mut self, address: IpAddr, pod: PodIx) -> Option<PodIx> {
+        match address {
+            IpAddr::V4(address) => self.v4.remove(address, pod),
+            IpAddr::V6(address) => self.v6.remove(address, pod),
+        }
+    }
+
+    /// The pods that claim an address.
+    pub(super) fn of(&self, address: &IpAddr) -> &[PodIx] {
+        match address {
+            IpAddr::V4(address) => self.v4.of(address),
+            IpAddr::V6(address) => self.v6.of(address),
+        }
+    }
+
+    /// Whether the pod alone claims the address.
+    pub(super) fn owns(&self, address: &IpAddr, pod: PodIx) -> bool {
+        *self.of(address) == [pod]
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let v4 = self.v4.one.is_empty() && self.v4.several.is_empty();
+        v4 && self.v6.one.is_empty() && self.v6.several.is_empty()
+    }
+}
+
+impl<A> Default for ClaimsOf<A> {
+    fn default() -> Self {
+        Self { one: HashMap::new(), several: HashMap::new() }
+    }
+}
+
+impl<A: Copy + Eq + Hash> ClaimsOf<A> {
+    fn add(&mut self, address: A, pod: PodIx) -> Option<PodIx> {
         if let Some(pods) = self.several.get_mut(&address) {
             pods.push(pod);
             return None;
         }
         match self.one.entry(address) {
-            hashbrown::hash_map::Entry::Vacant(vacant) => {
+            Entry::Vacant(vacant) => {
                 vacant.insert(pod);
                 None
             }
-            hashbrown::hash_map::Entry::Occupied(occupied) => {
+            Entry::Occupied(occupied) => {
                 let owner = occupied.remove();
                 self.several.insert(address, vec![owner, pod]);
                 Some(owner)
@@ -82,8 +140,7 @@ impl Claims {
         }
     }
 
-    /// A pod claims an address no longer. Tells who owns it from now on.
-    pub(super) fn remove(&mut self, address: IpAddr, pod: PodIx) -> Option<PodIx> {
+    fn remove(&mut self, address: A, pod: PodIx) -> Option<PodIx> {
         let Some(pods) = self.several.get_mut(&address) else {
             self.one.remove(&address);
             return None;
@@ -95,21 +152,10 @@ impl Claims {
         Some(owner)
     }
 
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.one.is_empty() && self.several.is_empty()
-    }
-
-    /// The pods that claim an address.
-    pub(super) fn of(&self, address: &IpAddr) -> &[PodIx] {
+    fn of(&self, address: &A) -> &[PodIx] {
         match self.one.get(address) {
             Some(pod) => std::slice::from_ref(pod),
             None => self.several.get(address).map_or(&[], |pods| pods),
         }
-    }
-
-    /// Whether the pod alone claims the address.
-    pub(super) fn owns(&self, address: &IpAddr, pod: PodIx) -> bool {
-        self.one.get(address) == Some(&pod)
     }
 }

@@ -8,10 +8,10 @@ use hashbrown::HashMap;
 use super::arena::{Arena, Ix};
 use super::membership::{GroupIx, Membership, Profile};
 use super::nodes::NodeIx;
-use super::pods::{Claims, PodEntry};
+use super::pods::Claims;
 use crate::hash::ContentHash;
 use crate::prefixes::Prefixes;
-use crate::{AllowSet, Element, Protocol, SetId, SetKind, SetUpdate};
+use crate::{AllowSet, Element, Pods, Protocol, SetId, SetKind, SetUpdate};
 
 pub(super) type SetIx = Ix<Set>;
 
@@ -128,7 +128,7 @@ impl Sets {
         &self,
         ix: SetIx,
         members: &Membership,
-        pods: &Arena<PodEntry>,
+        pods: &Pods,
         claims: &Claims,
     ) -> Arc<AllowSet> {
         let set = &self.entries[ix];
@@ -137,8 +137,8 @@ impl Sets {
             for profile in &members.groups[group].profiles {
                 let profile = &members.profiles[*profile];
                 for pod in &profile.pods {
-                    for address in pods[*pod].addresses.iter().filter(|a| claims.owns(a, *pod)) {
-                        all.extend(elements(&set.terms, profile, &[group], *address));
+                    for address in pods.addresses(*pod).filter(|a| claims.owns(a, *pod)) {
+                        all.extend(elements(&set.terms, profile, &[group], address));
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Cluster;
 use super::compiler::Compiler;
 use super::nodes::NodeIx;
-use crate::{AllowSet, NamespacedName, PodPrograms, Program, ProgramId, SetId};
+use crate::{AllowSet, NamespacedName, Objects, PodPrograms, Program, ProgramId, SetId};
 
 /// What a node has been told by the commits so far: of its own span everything, of the rest of the cluster nothing.
 ///
@@ -13,20 +13,21 @@ use crate::{AllowSet, NamespacedName, PodPrograms, Program, ProgramId, SetId};
 /// as [`Cluster::state`] is.
 pub struct NodeView<'c> {
     compiler: &'c Compiler,
+    objects: &'c Objects,
     node: Option<NodeIx>,
 }
 
 impl Cluster {
     /// What the node with this name has been told.
     pub fn node(&self, name: &str) -> NodeView<'_> {
-        NodeView { compiler: &self.compiler, node: self.compiler.nodes.find(name) }
+        NodeView { compiler: &self.compiler, objects: &self.objects, node: self.compiler.nodes.find(name) }
     }
 }
 
 impl NodeView<'_> {
     /// What policy says of a pod, if it is on the node and not in the node's network.
     pub fn pod(&self, name: &NamespacedName) -> Option<PodPrograms> {
-        let pod = &self.compiler.pods[self.compiler.pod_names.find(name, &self.compiler.pods)?];
+        let pod = self.compiler.pods.get(self.objects.pods().find(name)?)?;
         if pod.node != Some(self.node?) {
             return None;
         }
@@ -41,9 +42,9 @@ impl NodeView<'_> {
 
     /// A set, whole, if programs of the node look into it.
     pub fn set(&self, id: &SetId) -> Option<Arc<AllowSet>> {
-        let Compiler { sets, members, pods, claims, .. } = self.compiler;
+        let Compiler { sets, members, claims, .. } = self.compiler;
         let ix = *sets.by_id.get(id)?;
         let here = sets.entries[ix].span.contains_key(&self.node?);
-        here.then(|| sets.whole(ix, members, pods, claims))
+        here.then(|| sets.whole(ix, members, self.objects.pods(), claims))
     }
 }

@@ -28,7 +28,7 @@ struct Address {
 pub(super) enum Kind<'a> {
     /// A pod with a network of its own.
     Pod {
-        pod: &'a Pod,
+        pod: Box<Pod>,
         namespace_labels: Labels,
         /// By direction; in the order of their names.
         isolating: [Vec<&'a NetworkPolicy>; 2],
@@ -60,18 +60,22 @@ fn distinct_rules<'a>(policies: &[&'a NetworkPolicy], direction: Direction) -> V
 
 impl<'a> Party<'a> {
     pub(super) fn pod(
-        pod: &'a Pod,
+        pod: Pod,
         namespace_labels: Labels,
         isolating: [Vec<&'a NetworkPolicy>; 2],
-        address: impl Fn(Family) -> Option<(IpAddr, bool)>,
+        addresses: [Option<(IpAddr, bool)>; 2],
     ) -> Self {
-        let addresses = Family::ALL.map(|f| address(f).map(|(address, sole)| Address { address, sole }));
+        let addresses = addresses.map(|a| a.map(|(address, sole)| Address { address, sole }));
         let rules = Direction::ALL.map(|d| distinct_rules(&isolating[d as usize], d));
-        Self { kind: Kind::Pod { pod, namespace_labels, isolating, rules }, addresses, judged_to_node: false }
+        Self {
+            kind: Kind::Pod { pod: Box::new(pod), namespace_labels, isolating, rules },
+            addresses,
+            judged_to_node: false,
+        }
     }
 
     /// A hostNetwork pod: its own addresses are the node's; where it has none yet, the node's first ones are.
-    pub(super) fn host_pod(pod: &'a Pod, node: Option<&'a Node>) -> Self {
+    pub(super) fn host_pod(pod: &Pod, name: Option<&'a Arc<str>>, node: Option<&Node>) -> Self {
         let known: &[IpAddr] = match node {
             Some(node) if pod.addresses.is_empty() => &node.addresses,
             _ => &pod.addresses,
@@ -80,7 +84,7 @@ impl<'a> Party<'a> {
             let address = *known.iter().find(|a| Family::of(a) == family)?;
             Some(Address { address, sole: true })
         });
-        Self { kind: Kind::Node { name: pod.node.as_ref() }, addresses, judged_to_node: false }
+        Self { kind: Kind::Node { name }, addresses, judged_to_node: false }
     }
 
     pub(super) fn node(name: Option<&'a Arc<str>>, address: IpAddr) -> Self {
@@ -129,7 +133,7 @@ impl<'a> Party<'a> {
 
     pub(super) fn is_same_pod(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
-            (Kind::Pod { pod: a, .. }, Kind::Pod { pod: b, .. }) => std::ptr::eq(*a, *b),
+            (Kind::Pod { pod: a, .. }, Kind::Pod { pod: b, .. }) => a.name == b.name,
             _ => false,
         }
     }

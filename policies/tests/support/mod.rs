@@ -351,7 +351,7 @@ pub fn for_each_verdict(
     objects: &Objects,
     mut check: impl FnMut(&Pod, &'static str, Direction, IpAddr, Traffic, &Verdict, bool),
 ) {
-    for pod in objects.pods().values().filter(|p| !p.host_network) {
+    for pod in &objects.pods().iter().filter(|p| !p.host_network).collect::<Vec<_>>() {
         let Some(node) = pod.node.as_deref().and_then(|n| NODES.into_iter().find(|m| *m == n)) else {
             continue;
         };

@@ -38,10 +38,9 @@ proptest! {
         let mut nodes = BTreeMap::new();
         for node in NODES {
             let policy = cluster.state(node);
-            let known = |name: &&NamespacedName| policy.pods.contains_key(*name);
-            let here = cluster.objects().pods().iter().filter(|(name, _)| known(name));
+            let here = cluster.objects().pods().iter().filter(|pod| policy.pods.contains_key(&pod.name));
             let pods: BTreeMap<_, _> =
-                here.map(|(name, pod)| (name.clone(), Some(local(pod.addresses.iter().copied())))).collect();
+                here.map(|pod| (pod.name, Some(local(pod.addresses.into_iter())))).collect();
             let mut state = State::new(LayoutConfig::default(), Limits::default(), false);
             state.advance(&Update { policy, pods, ..Update::default() });
             nodes.insert(node, state);
