@@ -50,13 +50,7 @@ pub(crate) fn run(plan: &Plan, options: &Options) -> Result<ExitCode> {
     }
     eprintln!("the upstream NetworkPolicy suite runs; its log is {}", log_path.display());
     let started = Instant::now();
-    let mut child = command.spawn().context("cannot run the suite")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    };
+    let status = command.status().context("cannot run the suite")?;
     let json = fs::read(&report).with_context(|| {
         format!(
             "the suite ended ({status}) without a report; its log ends with:\n{}",
