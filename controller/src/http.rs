@@ -3,13 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use prometheus_client::encoding::text::encode;
-use tokio::net::TcpListener;
+use moat_daemon::pages;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -37,21 +35,14 @@ pub struct Pages {
 }
 
 /// Listens at `address`, and serves until `stop`.
-pub async fn serve(address: SocketAddr, pages: Pages, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; give another --http"))?;
-    let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(pages);
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await.context("HTTP server")
+pub async fn serve(address: SocketAddr, from: Pages, stop: CancellationToken) -> anyhow::Result<()> {
+    let router = Router::new().route("/readyz", get(readyz)).route("/metrics", get(metrics)).with_state(from);
+    pages::serve(address, "--http", router, stop).await
 }
 
 /// Ready is who serves what its source says: agents that lag are told, and are no reason not to serve the others.
-async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
-    let Reading { taken, error } = pages.reading.borrow().clone();
+async fn readyz(State(from): State<Pages>) -> (StatusCode, String) {
+    let Reading { taken, error } = from.reading.borrow().clone();
     let mut body = match &taken {
         Some(fingerprint) => format!("serving {fingerprint}\n"),
         None => "nothing is served yet\n".to_owned(),
@@ -59,7 +50,7 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
     for line in error.iter().flat_map(|error| error.lines()) {
         body.push_str(&format!("error {line}\n"));
     }
-    for agent in pages.index.lock().unwrap_or_else(PoisonError::into_inner).agents() {
+    for agent in from.index.lock().unwrap_or_else(PoisonError::into_inner).agents() {
         let state = if agent.current { "current" } else { "behind" };
         body.push_str(&format!("agent {} {state}", agent.node));
         if agent.closed > 0 {
@@ -72,13 +63,9 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
         body.push('\n');
     }
     let ready = taken.is_some() && error.is_none();
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+    pages::readiness(ready, body)
 }
 
-async fn metrics(State(pages): State<Pages>) -> (StatusCode, String) {
-    let mut text = String::new();
-    match encode(&mut text, pages.metrics.registry()) {
-        Ok(()) => (StatusCode::OK, text),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
-    }
+async fn metrics(State(from): State<Pages>) -> (StatusCode, String) {
+    pages::numbers(from.metrics.registry())
 }

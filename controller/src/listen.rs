@@ -1,13 +1,12 @@
 //! Where agents are listened to, and who may be there.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use moat_daemon::socket::{self, BindError};
 use tokio::net::{TcpListener, UnixListener};
 
 /// An address for agents.
@@ -84,30 +83,19 @@ impl Listen {
         let failed = |error| ListenError::Io(self.clone(), error);
         match self {
             Listen::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?)),
-            Listen::Unix(path) => {
-                if let Some(folder) = path.parent() {
-                    fs::create_dir_all(folder).map_err(failed)?;
-                }
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(ListenError::InUse(path.clone()));
-                }
-                // Made under another name, closed to others, and then moved: at no moment could others connect to it.
-                let new = path.with_extension("new");
-                match fs::remove_file(&new) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
-                }
-                let listener = UnixListener::bind(&new).map_err(failed)?;
-                fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-                fs::rename(&new, path).map_err(failed)?;
-                Ok(Listener::Unix(listener))
-            }
+            Listen::Unix(path) => socket::bind(path).map(Listener::Unix).map_err(|error| match error {
+                BindError::InUse => ListenError::InUse(path.clone()),
+                BindError::Io(error) => failed(error),
+            }),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -4,14 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use moat_controller::listen::Listen;
 use moat_controller::run::{self, Options};
+use moat_daemon::process::{self, LogFormat};
 use moat_manifests::Folders;
 use moat_policies::Limits;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Compiles NetworkPolicy, and tells each node's agent what its pods need.
 ///
@@ -43,29 +41,6 @@ struct Cli {
     log_format: LogFormat,
 }
 
-/// How a line of the log is written.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
-}
-
-impl LogFormat {
-    /// From now on, the log goes to standard error.
-    fn begin(self) {
-        let filter =
-            EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        match self {
-            LogFormat::Text => log.with_ansi(terminal).init(),
-            LogFormat::Json => log.json().flatten_event(true).init(),
-        }
-    }
-}
-
 fn main() -> ExitCode {
     match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,19 +60,5 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         http: cli.http,
         limits: Limits::of_classes(cli.max_classes_per_pod),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let told = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            told.cancel();
-        });
-        run::run(options, stop).await
-    })
+    process::run(|stop| run::run(options, stop))
 }

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use moat_cni::protocol::{
     self, Add, Attached, Check, Command, Del, Gc, MAX_LINE, OLDEST, Outcome, Request, Response, Status,
 };
 use moat_cni::stream::Event;
+use moat_daemon::socket::{self, BindError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -95,23 +95,10 @@ pub struct CniServer {
 impl CniServer {
     /// Listens on `path`, in place of a socket that a dead agent left there. Requests wait until [`CniServer::serve`].
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        let failed = |source| ListenError::Io { path: path.to_owned(), source };
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ListenError::InUse(path.to_owned()));
-        }
-        // Made under another name, closed to others, and then moved: at no moment is there a socket of that
-        // name which others could connect to, or none where there was one.
-        let new = path.with_extension("new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&new).map_err(failed)?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        fs::rename(&new, path).map_err(failed)?;
+        let listener = socket::bind(path).map_err(|error| match error {
+            BindError::InUse => ListenError::InUse(path.to_owned()),
+            BindError::Io(source) => ListenError::Io { path: path.to_owned(), source },
+        })?;
         Ok(Self { listener, path: path.to_owned() })
     }
 

@@ -3,13 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use prometheus_client::encoding::text::encode;
-use tokio::net::TcpListener;
+use moat_daemon::pages;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -25,20 +23,13 @@ pub struct Pages {
 }
 
 /// Listens at `address`, and serves until `stop`.
-pub async fn serve(address: SocketAddr, pages: Pages, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; give another --listen"))?;
-    let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(pages);
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await.context("HTTP server")
+pub async fn serve(address: SocketAddr, from: Pages, stop: CancellationToken) -> anyhow::Result<()> {
+    let router = Router::new().route("/readyz", get(readyz)).route("/metrics", get(metrics)).with_state(from);
+    pages::serve(address, "--listen", router, stop).await
 }
 
-async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
-    let now = pages.readiness.now();
+async fn readyz(State(from): State<Pages>) -> (StatusCode, String) {
+    let now = from.readiness.now();
     let mut body = String::new();
     match &now.applied {
         Some(fingerprint) => body.push_str(&format!("applied {fingerprint}\n")),
@@ -52,22 +43,15 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
         body.push_str(&format!("closed {pod}: {}\n", line.join(" ")));
     }
     let mut ready = now.applied.is_some() && now.error.is_none() && now.closed.is_empty();
-    if pages.metrics.is_behind() {
+    if from.metrics.is_behind() {
         ready = false;
         body.push_str("error the kernel does not hold what it is to hold; it is tried again\n");
     }
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, body)
+    pages::readiness(ready, body)
 }
 
-async fn metrics(State(pages): State<Pages>) -> (StatusCode, String) {
+async fn metrics(State(from): State<Pages>) -> (StatusCode, String) {
     // Some of the numbers are read from the kernel, by a thread that may wait.
-    let encoded = tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        encode(&mut text, pages.metrics.registry()).map(|()| text)
-    });
-    match encoded.await {
-        Ok(Ok(text)) => (StatusCode::OK, text),
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
-    }
+    let numbers = tokio::task::spawn_blocking(move || pages::numbers(from.metrics.registry()));
+    numbers.await.unwrap_or((StatusCode::INTERNAL_SERVER_ERROR, String::new()))
 }

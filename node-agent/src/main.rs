@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use moat_agent::check::{self, CheckArgs};
 use moat_agent::dataplane::{Limits, PodToNode};
@@ -15,10 +15,8 @@ use moat_agent::guard;
 use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
 use moat_agent::source::{Endpoint, Source};
+use moat_daemon::process::{self, LogFormat};
 use moat_manifests::Folders;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Enforces NetworkPolicy for the pods of one node, and makes their network.
 #[derive(Parser)]
@@ -128,29 +126,6 @@ struct LimitArgs {
     max_elements: usize,
 }
 
-/// How a line of the log is written.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
-}
-
-impl LogFormat {
-    /// From now on, the log goes to standard error.
-    fn begin(self) {
-        let filter =
-            EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        match self {
-            LogFormat::Text => log.with_ansi(terminal).init(),
-            LogFormat::Json => log.json().flatten_event(true).init(),
-        }
-    }
-}
-
 /// Where policy comes from.
 #[derive(Args)]
 struct SourceArgs {
@@ -231,19 +206,5 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
             elements: args.limits.max_elements,
         },
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let told = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            told.cancel();
-        });
-        run::run(options, stop).await
-    })
+    process::run(|stop| run::run(options, stop))
 }

@@ -1,6 +1,7 @@
 //! The server over real sockets, with a handler that says who is inside.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use moat_cni::protocol::{Drops, Flows};
