@@ -1,0 +1,1 @@
+//! Kubernetes objects from an API server, as the engine takes them.

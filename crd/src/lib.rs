@@ -1,0 +1,1 @@
+//! moat's own Kubernetes types.
