@@ -9,6 +9,7 @@
 //! ci    ──▶ fmt, clippy, rustdoc, links, cargo deny ──▶ test
 //! fuzz  ──▶ cargo-fuzz, once ──▶ build the targets ──▶ run each for a while
 //! bench ──▶ every benchmark, or one of them
+//! crds  ──▶ the YAML of moat's Kubernetes types
 //! docs  ──▶ every link between our pages resolves; mdbook, where there is one
 //! ```
 //!
@@ -18,6 +19,7 @@ mod archive;
 mod bench;
 mod ci;
 mod cluster;
+mod crds;
 mod docs;
 mod fuzz;
 mod image;
@@ -97,6 +99,12 @@ enum Chore {
         #[arg(long)]
         quick: bool,
     },
+    /// Write the definitions of moat's Kubernetes types to crd/yaml, from the types
+    Crds {
+        /// Write nothing; fail where a file is not what the types say
+        #[arg(long)]
+        check: bool,
+    },
     /// Check that every link between the repository's own pages resolves, and build the book where mdbook is installed
     Docs,
 }
@@ -112,6 +120,7 @@ fn main() -> ExitCode {
         Chore::Ci => ci::run(),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench { only, quick } => bench::run(only, quick),
+        Chore::Crds { check } => crds::run(check),
         Chore::Docs => docs::run(),
     };
     match done {
