@@ -10,6 +10,7 @@
 //! what they do with what the engine says.
 
 pub mod check;
+pub mod cni_files;
 pub mod cni_server;
 mod crowding;
 pub mod dataplane;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use moat_agent::check::{self, CheckArgs};
+use moat_agent::cni_files::CniFolders;
 use moat_agent::dataplane::{Limits, PodToNode};
 use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
@@ -69,6 +70,8 @@ struct RunArgs {
     /// Folder of the socket that moat-cni connects to (agent.sock)
     #[arg(long, value_name = "DIR", default_value = "/run/moat")]
     run_dir: PathBuf,
+    #[command(flatten)]
+    cni: CniArgs,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9469")]
     listen: SocketAddr,
@@ -88,6 +91,18 @@ struct RunArgs {
     pod_to_node: PodToNode,
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// What the node's runtime finds, once this agent can give pods a network.
+#[derive(Args)]
+struct CniArgs {
+    /// Folder in which the node's runtime looks for network configurations, as a rule /etc/cni/net.d: 05-moat.conflist is
+    /// written there, and stays
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Folder in which it looks for plugins, as a rule /opt/cni/bin: moat-cni is put there, from beside this program
+    #[arg(long, value_name = "DIR")]
+    cni_bin_dir: Option<PathBuf>,
 }
 
 /// How pods are reached.
@@ -192,6 +207,7 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         announce_wait: Duration::from_millis(args.source.announce_wait),
         state_dir: args.state_dir,
         run_dir: args.run_dir,
+        cni: CniFolders { conf: args.cni.cni_conf_dir, bin: args.cni.cni_bin_dir },
         listen: args.listen,
         owner: !args.no_owner,
         address_rest: Duration::from_secs(args.address_rest),

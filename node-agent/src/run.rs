@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::cni_files::{CniFolders, Invitation};
 use crate::cni_server::CniServer;
 use crate::crowding::{Crowding, CrowdingNumbers};
 use crate::dataplane::{self, Closed, Cut, Dataplane, LayoutConfig, Limits, PodToNode, Ticket, Update};
@@ -42,6 +43,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where the socket is.
     pub run_dir: PathBuf,
+    /// Where the node's runtime looks for the plugin and its configuration.
+    pub cni: CniFolders,
     /// Where `/healthz`, `/readyz` and `/metrics` are.
     pub listen: SocketAddr,
     /// Whether the kernel is to guard our tables, where it can.
@@ -220,12 +223,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         }
     };
     let name = Name::of(&first);
+    let socket = options.run_dir.join("agent.sock");
+    let mut invitation = Invitation::of(&options.cni, &socket)?;
     let agent = Arc::new(start(&options, first, readiness, metrics, outbox).await?);
     let policy = Arc::downgrade(&agent);
     let policy = move |attachment: &Attachment| policy.upgrade().is_some_and(|agent| agent.renew(attachment));
     agent.podnet.keep(agent.metrics.mended.clone(), policy).context("cannot watch over the pod network")?;
 
-    let cni = CniServer::bind(&options.run_dir.join("agent.sock"))?;
+    let cni = CniServer::bind(&socket)?;
     // Requests wait in the socket's queue from now on. Whoever found nobody listening before left a note.
     agent.work_off_notes().await;
     let cni = tokio::spawn(cni.serve(agent.clone(), stop.clone().cancelled_owned()));
@@ -240,8 +245,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let defect = defect(agent.dataplane.ended(), agent.flows.ended());
     tokio::pin!(defect);
     loop {
+        // Without a podCIDR there is no network to give to anybody yet.
+        if agent.podnet.has_blocks() {
+            invitation.send();
+        }
         tokio::select! {
             () = stop.cancelled() => break,
+            () = invitation.try_again() => {}
             thread = &mut defect => bail!("the thread that {thread} has ended, by a defect that it told above"),
             ended = &mut http => return ended.context("HTTP server")?,
             news = source.recv() => agent.take(news.context(ended)?).await,

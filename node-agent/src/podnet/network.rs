@@ -251,6 +251,11 @@ impl PodNet {
         .await
     }
 
+    /// Whether there are podCIDRs to take addresses from.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.node.state().ipam.has_blocks()
+    }
+
     /// Whether an address could be given now.
     pub fn available(&self) -> Result<(), PodNetError> {
         self.node.available()

@@ -21,6 +21,8 @@ pub(crate) struct World {
     agent: Option<Child>,
     /// What agent and check are told besides.
     pub(crate) flags: Vec<&'static str>,
+    /// Whether the agent puts the plugin and its configuration where a runtime would look for them.
+    pub(crate) invites: bool,
 }
 
 /// A pod that was added.
@@ -43,7 +45,8 @@ impl World {
         node.sh("ip link set lo up; ip link add uplink type veth peer name outside
              ip link set outside up; ip link set uplink up
              ip addr add 192.0.2.1/24 dev uplink; sysctl -qw net.ipv4.ip_forward=1");
-        let world = Self { node, root: tempfile::tempdir().unwrap(), agent: None, flags: Vec::new() };
+        let world =
+            Self { node, root: tempfile::tempdir().unwrap(), agent: None, flags: Vec::new(), invites: false };
         fs::create_dir(world.manifests()).unwrap();
         for (name, address, cidr) in
             [("here", "192.0.2.1", "10.1.0.0/24"), ("there", "192.0.2.2", "10.2.0.0/16")]
@@ -65,6 +68,16 @@ impl World {
     /// Where the agent listens for the plugin.
     pub(crate) fn socket(&self) -> PathBuf {
         self.root.path().join("run/agent.sock")
+    }
+
+    /// Where a runtime would look for network configurations.
+    pub(crate) fn cni_conf(&self) -> PathBuf {
+        self.root.path().join("net.d")
+    }
+
+    /// Where a runtime would look for plugins.
+    pub(crate) fn cni_bin(&self) -> PathBuf {
+        self.root.path().join("bin")
     }
 
     /// Puts a file into the folder at once, as careful writers do. Returns when rename(2) was done.
@@ -92,6 +105,9 @@ impl World {
         command.arg("--manifests").arg(self.manifests());
         command.arg("--state-dir").arg(path("state")).arg("--run-dir").arg(path("run"));
         command.args(&self.flags);
+        if self.invites {
+            command.arg("--cni-conf-dir").arg(self.cni_conf()).arg("--cni-bin-dir").arg(self.cni_bin());
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         fs::create_dir_all(path("run")).unwrap();
         self.agent = Some(self.node.run(move || command.spawn().unwrap()));
