@@ -15,7 +15,7 @@ use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
 use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
-use moat_agent::source::{Endpoint, Source};
+use moat_agent::source::{Controllers, Endpoint, Source, Trust};
 use moat_daemon::process::{self, LogFormat};
 use moat_manifests::Folders;
 
@@ -153,10 +153,20 @@ struct SourceArgs {
     /// Folder of Pods with metadata, spec.nodeName and status only, put over the pods of the same name; watched
     #[arg(long, value_name = "DIR")]
     pod_status: Vec<PathBuf>,
-    /// Follow a controller in place of folders: unix:PATH, or http:// with a loopback address and port. There is no TLS yet.
-    /// What it tells is kept in --state-dir, and enforced where there is none
+    /// Follow a controller in place of folders: https://HOST:PORT, unix:PATH, or http:// with a loopback address and port; may be
+    /// given more than once, for controllers of which any will do. What it tells is kept in --state-dir, and enforced where there
+    /// is none
     #[arg(long, value_name = "URL", conflicts_with_all = ["manifests", "pod_status"])]
-    controller: Option<Endpoint>,
+    controller: Vec<Endpoint>,
+    /// With https://: file of the CAs of which one must have signed the controller's certificate, PEM; read at every connection
+    #[arg(long, value_name = "FILE", requires = "controller")]
+    controller_ca: Option<PathBuf>,
+    /// With https://: name that the controller's certificate must be for, whatever its address
+    #[arg(long, value_name = "NAME", default_value = "moat-controller.moat-system.svc")]
+    controller_name: String,
+    /// With https://: file of the ServiceAccount token that is shown to the controller; read at every connection
+    #[arg(long, value_name = "FILE", requires = "controller")]
+    token_file: Option<PathBuf>,
     /// With --controller: how long ADD waits until other nodes have said that they know the pod's address, in milliseconds
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 500)]
     announce_wait: u64,
@@ -164,13 +174,16 @@ struct SourceArgs {
 
 impl SourceArgs {
     fn source(&self) -> Source {
-        match &self.controller {
-            Some(controller) => Source::Controller(controller.clone()),
-            None => Source::Folders(Folders {
-                manifests: self.manifests.clone(),
-                pod_status: self.pod_status.clone(),
-            }),
+        if self.controller.is_empty() {
+            let (manifests, pod_status) = (self.manifests.clone(), self.pod_status.clone());
+            return Source::Folders(Folders { manifests, pod_status });
         }
+        let trust = Trust {
+            ca: self.controller_ca.clone(),
+            token: self.token_file.clone(),
+            name: self.controller_name.clone(),
+        };
+        Source::Controller(Controllers { endpoints: self.controller.clone(), trust })
     }
 }
 

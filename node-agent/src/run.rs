@@ -201,9 +201,9 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         Source::Folders(folders) => {
             (watch(folders.clone())?, "the manifest folders are not watched any more")
         }
-        Source::Controller(endpoint) => {
+        Source::Controller(controllers) => {
             let (node, state_dir) = (options.node.clone(), options.state_dir.clone());
-            let news = source::follow(endpoint.clone(), node, state_dir, outbox.clone(), stop.clone());
+            let news = source::follow(controllers.clone(), node, state_dir, outbox.clone(), stop.clone());
             (
                 news.context("cannot keep what the controller tells")?,
                 "the controller is not followed any more",

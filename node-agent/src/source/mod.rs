@@ -6,6 +6,7 @@
 //!                                   └─▶ kept: on the disk, for a start without a controller
 //! ```
 
+mod connect;
 mod endpoint;
 mod kept;
 mod outbox;
@@ -14,6 +15,7 @@ mod stream;
 use moat_api::Change;
 use moat_manifests::{Errors, Folders, Reading};
 
+pub use connect::{ConnectError, Trust};
 pub use endpoint::{Endpoint, EndpointError};
 pub use kept::KeptError;
 pub(crate) use outbox::Outbox;
@@ -25,7 +27,16 @@ pub enum Source {
     /// Folders of manifests.
     Folders(Folders),
     /// A controller.
-    Controller(Endpoint),
+    Controller(Controllers),
+}
+
+/// Controllers of which any will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Controllers {
+    /// Where they are: at least one. Where one cannot be followed, the next is tried.
+    pub endpoints: Vec<Endpoint>,
+    /// How they are known.
+    pub trust: Trust,
 }
 
 /// What a source says.

@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::codec::Streaming;
 use tracing::info;
 
+use super::connect::ConnectError;
 use super::endpoint::Endpoint;
 use super::kept::{Kept, KeptError};
 use super::outbox::Outbox;
-use super::{News, Told};
+use super::{Controllers, News, Told};
 
 /// How long after a connection that was lost, or did not come, the next is tried: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -30,8 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
-    #[error("cannot connect to the controller at {0}")]
-    Connect(Endpoint, #[source] tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("the controller says: {}", .0.message())]
     Status(tonic::Status),
     #[error("the controller has hung up")]
@@ -55,7 +56,7 @@ impl From<tonic::Status> for Lost {
 }
 
 struct Follow {
-    endpoint: Endpoint,
+    controllers: Controllers,
     node: Arc<str>,
     kept: Arc<Kept>,
     outbox: Arc<Outbox>,
@@ -63,9 +64,9 @@ struct Follow {
     connections: u64,
 }
 
-/// Follows a controller until `stop`. What was told before, and kept in `state_dir`, comes first.
+/// Follows one of `controllers` until `stop`. What was told before, and kept in `state_dir`, comes first.
 pub(crate) fn follow(
-    endpoint: Endpoint,
+    controllers: Controllers,
     node: Arc<str>,
     state_dir: PathBuf,
     outbox: Arc<Outbox>,
@@ -73,7 +74,7 @@ pub(crate) fn follow(
 ) -> Result<mpsc::Receiver<News>, KeptError> {
     let (news, receiver) = mpsc::channel(1);
     let kept = Arc::new(Kept::open(&state_dir, &node)?);
-    let follow = Follow { endpoint, node, kept: kept.clone(), outbox, news, connections: 0 };
+    let follow = Follow { controllers, node, kept: kept.clone(), outbox, news, connections: 0 };
     tokio::spawn(async move {
         stop.run_until_cancelled_owned(follow.run()).await;
         // Waits for the disk, not on a thread that others wait for.
@@ -95,10 +96,12 @@ impl Follow {
         }
         let mut pause = FIRST_PAUSE;
         let mut said = String::new();
-        loop {
+        // What each controller in turn was lost for, since the last that took us in.
+        let mut whys: Vec<String> = Vec::new();
+        for endpoint in self.controllers.endpoints.clone().iter().cycle() {
             self.connections += 1;
             let mut welcomed = false;
-            let why = match self.connection(&mut welcomed).await {
+            let why = match self.connection(endpoint, &mut welcomed).await {
                 Ok(never) => match never {},
                 Err(Lost::Stopped) => return,
                 Err(lost) => format!("{:#}", anyhow::Error::new(lost)),
@@ -107,21 +110,31 @@ impl Follow {
             if welcomed {
                 pause = FIRST_PAUSE;
                 said.clear();
+                whys.clear();
             }
-            if said != why {
-                said.clone_from(&why);
-                if self.news.send(News::Alone(why)).await.is_err() {
-                    return;
+            whys.push(why);
+            // The next may take us in: only who has tried all of them says that there is none, and waits longer.
+            if welcomed || whys.len() >= self.controllers.endpoints.len() {
+                let why = std::mem::take(&mut whys).join("; ");
+                if said != why {
+                    said.clone_from(&why);
+                    if self.news.send(News::Alone(why)).await.is_err() {
+                        return;
+                    }
                 }
+                time::sleep(pause.mul_f64(jitter(self.connections))).await;
+                pause = (pause * 2).min(LAST_PAUSE);
             }
-            time::sleep(pause.mul_f64(jitter(self.connections))).await;
-            pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 
-    async fn connection(&self, welcomed: &mut bool) -> Result<std::convert::Infallible, Lost> {
-        let connect = time::timeout(PATIENCE, self.endpoint.connect()).await.map_err(|_| Lost::Silent)?;
-        let channel = connect.map_err(|error| Lost::Connect(self.endpoint.clone(), error))?;
+    async fn connection(
+        &self,
+        endpoint: &Endpoint,
+        welcomed: &mut bool,
+    ) -> Result<std::convert::Infallible, Lost> {
+        let connect = endpoint.connect(&self.controllers.trust);
+        let channel = time::timeout(PATIENCE, connect).await.map_err(|_| Lost::Silent)??;
         let mut client = PoliciesClient::new(channel).max_decoding_message_size(LARGEST_FROM_CONTROLLER);
         let (to, messages) = mpsc::channel(1);
         let hello = Hello {
@@ -141,7 +154,7 @@ impl Follow {
             return Err(Lost::NoWelcome);
         };
         *welcomed = true;
-        info!(controller = welcome.controller, endpoint = %self.endpoint, "connected");
+        info!(controller = welcome.controller, %endpoint, "connected");
         self.outbox.connected(self.connections);
         tokio::select! {
             lost = self.speak(&to) => lost,
