@@ -32,7 +32,7 @@ enum Command {
     /// Run the agent in this network namespace until SIGTERM or SIGINT
     ///
     /// What is in the kernel stays in force when the agent stops, however it stops; the next one adopts it.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Compare what the kernel's table does, as nft lists it, with what the policies say
     ///
     /// Walks the table for every pod of this node, both directions, a sample of peers and every port at an edge.
@@ -190,7 +190,7 @@ impl SourceArgs {
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let result = match command {
-        Command::Run(args) => run_agent(args),
+        Command::Run(args) => run_agent(*args),
         Command::Check(args) => return check::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Guard(args) if args.stop => stop_guard(&args.run_dir),
