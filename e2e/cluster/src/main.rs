@@ -16,6 +16,7 @@
 //!
 //! What it does not do: build anything, or know what a policy means.
 
+mod api;
 mod cgroups;
 mod config;
 mod control_plane;
@@ -24,6 +25,7 @@ mod front;
 mod keeper;
 mod kubectl;
 mod mirror;
+mod network;
 mod node;
 mod pki;
 mod plan;
@@ -31,6 +33,7 @@ mod spaces;
 mod state;
 mod status;
 mod suite;
+mod suites;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -77,6 +80,8 @@ enum Command {
     },
     /// Run the upstream NetworkPolicy suite, and say which specs passed
     E2e(suite::Options),
+    /// Run moat's own suites, and say of each check whether it passed
+    Suite(suites::Options),
     #[command(hide = true)]
     Keeper { plan: PathBuf },
     #[command(hide = true)]
@@ -147,6 +152,7 @@ fn run(name: &str, command: Command) -> Result<ExitCode> {
         Command::Kubectl { args } => return front::kubectl(&state.plan()?, &args),
         Command::Exec { node, command } => return front::exec(&state, &node, &command),
         Command::E2e(options) => return suite::run(&state.plan()?, &options),
+        Command::Suite(options) => return suites::run(&state, &options),
         Command::Keeper { plan } => keeper::run(&read(plan)?),
         Command::Node { plan, node } => node::run(&read(plan)?, &node),
         Command::Mirror { plan } => mirror::run(&read(plan)?),

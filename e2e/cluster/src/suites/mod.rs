@@ -1,0 +1,102 @@
+//! `suite`: what moat promises and upstream's suite never asks, on the real cluster.
+//!
+//! ```text
+//!   field ── the cluster: API server, networks of nodes
+//!     └─ stage ── a suite's namespace, its pods, the servers in them (echo)
+//!          ├─ check:  questions from networks (probe), asked until all come out as they should, and once more
+//!          └─ stream: a connection that is kept busy while something happens to the cluster
+//! ```
+//!
+//! Pods are plain pods, which do nothing: this process asks and answers in their networks itself, so that a question that is blocked
+//! costs a fifth of a second, and a moment can be told to a tenth of a millisecond.
+
+mod echo;
+mod field;
+mod first_syn;
+mod flows;
+mod hosts;
+mod interrupt;
+mod ports;
+mod probe;
+mod restarts;
+mod services;
+mod stage;
+mod start;
+mod stream;
+mod watchers;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::state::State;
+use field::Field;
+use stage::Stage;
+
+/// A suite: its name, what it is about, and how it is played.
+struct Suite {
+    name: &'static str,
+    about: &'static str,
+    play: fn(&mut Stage) -> Result<()>,
+}
+
+/// In this order.
+const SUITES: &[Suite] =
+    &[flows::SUITE, ports::SUITE, start::SUITE, hosts::SUITE, services::SUITE, restarts::SUITE];
+
+/// What to run of them.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only these; all without it
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Say which there are
+    #[arg(long)]
+    list: bool,
+}
+
+/// Plays the suites, and says of each check what became of it. The exit status is 1 where one failed.
+pub(crate) fn run(state: &State, options: &Options) -> Result<ExitCode> {
+    if options.list {
+        SUITES.iter().for_each(|suite| println!("{:<10} {}", suite.name, suite.about));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(unknown) = options.names.iter().find(|name| SUITES.iter().all(|suite| suite.name != **name)) {
+        bail!("there is no suite `{unknown}`: --list says which there are");
+    }
+    let wanted =
+        |suite: &&Suite| options.names.is_empty() || options.names.iter().any(|name| name == suite.name);
+    let field = Field::of(state)?;
+    let started = Instant::now();
+    let (mut checks, mut failed) = (0, Vec::new());
+    for suite in SUITES.iter().filter(wanted) {
+        println!("{}: {}", suite.name, suite.about);
+        let began = Instant::now();
+        let (all, wrong) = play(&field, suite)?;
+        println!("  {} of {all} checks, in {:.1} s", all - wrong, began.elapsed().as_secs_f64());
+        checks += all;
+        if wrong > 0 {
+            failed.push(suite.name);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    if failed.is_empty() {
+        println!("all {checks} checks passed, in {seconds:.0} s");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("FAILED: {}; {checks} checks in {seconds:.0} s", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+/// How many checks there were, and how many failed. That a suite cannot go on is one that failed; that somebody asks for the end
+/// is the end of all.
+fn play(field: &Field, suite: &Suite) -> Result<(usize, usize)> {
+    let mut stage = Stage::set(field, suite.name)?;
+    let played = (suite.play)(&mut stage);
+    field.interrupt.check()?;
+    if let Err(error) = played {
+        stage.verdict("the suite goes on to its end", &[format!("{error:#}")]);
+    }
+    Ok(stage.tally())
+}
