@@ -4,10 +4,17 @@
 //! kernel has the process call again and again, until the lock is free. A hundred ADDs at once would keep every processor
 //! busy with that, and the lock's holder from going on. So what a link needs while pods come is set with the link's
 //! other properties, by netlink, or is written by files that take no lock.
+//!
+//! To find `/proc/sys/net/ipv6` the kernel goes through what it remembers by that name of every network namespace, so a look
+//! takes longer the more pods there are. So parameters of one link are read and written by the link's folder, found once.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags, open, openat};
 
 /// Why a kernel parameter cannot be set.
 #[derive(Debug, thiserror::Error)]
@@ -20,11 +27,7 @@ pub struct SysctlError {
 
 /// Sets `net/NAME` to `value`. A parameter that has the value already is not written: `/proc/sys` may be read-only.
 pub(crate) fn set(name: &str, value: &'static str) -> Result<(), SysctlError> {
-    if get(name).as_deref() == Some(value) {
-        return Ok(());
-    }
-    let path = path(name);
-    fs::write(&path, value).map_err(|source| SysctlError { path, value, source })
+    set_all(&[(name.to_owned(), value)])
 }
 
 /// The value of `net/NAME`, where there is such a parameter.
@@ -34,7 +37,8 @@ pub(crate) fn get(name: &str) -> Option<String> {
 
 /// Whether the kernel speaks IPv6 at all.
 pub(crate) fn has_ipv6() -> bool {
-    path("ipv6/conf").is_dir()
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| path("ipv6/conf").is_dir())
 }
 
 /// Where `net/NAME` is.
@@ -148,16 +152,61 @@ pub(crate) fn of_pod_end(name: &str, ipv6: bool) -> Vec<(String, &'static str)> 
     wanted
 }
 
-/// Sets all of them.
+/// Sets all of them that have another value.
 pub(crate) fn set_all(wanted: &[(String, &'static str)]) -> Result<(), SysctlError> {
-    wanted.iter().try_for_each(|(name, value)| set(name, value))
+    let mut folders = Folders::default();
+    wanted.iter().try_for_each(|(name, value)| {
+        if folders.get(name).as_deref() == Some(value) {
+            return Ok(());
+        }
+        let written = folders.open(name, OFlags::WRONLY | OFlags::TRUNC);
+        let written = written.and_then(|mut file| file.write_all(value.as_bytes()));
+        written.map_err(|source| SysctlError { path: path(name), value, source })
+    })
 }
 
 /// Which of them have another value, in words.
 pub(crate) fn drift(wanted: &[(String, &'static str)]) -> Vec<String> {
-    let differs = |(name, value): &(String, &'static str)| {
-        let now = get(name)?;
+    let mut folders = Folders::default();
+    let mut differs = |(name, value): &(String, &'static str)| {
+        let now = folders.get(name)?;
         (now != *value).then(|| format!("the kernel parameter net/{name} is {now}, not {value}"))
     };
-    wanted.iter().filter_map(differs).collect()
+    wanted.iter().filter_map(&mut differs).collect()
+}
+
+/// Opens the parameter `net/NAME` of each of these names to read it; of those that there are.
+pub(crate) fn open_all<'a>(names: impl IntoIterator<Item = &'a str>) -> io::Result<Vec<File>> {
+    let mut folders = Folders::default();
+    let files = names.into_iter().map(|name| folders.open(name, OFlags::RDONLY));
+    files.filter(|file| !matches!(file, Err(error) if error.kind() == io::ErrorKind::NotFound)).collect()
+}
+
+/// The folder that was asked for last: parameters of one link come one after the other.
+#[derive(Default)]
+struct Folders(Option<(PathBuf, OwnedFd)>);
+
+impl Folders {
+    fn open(&mut self, name: &str, flags: OFlags) -> io::Result<File> {
+        let path = path(name);
+        let (Some(folder), Some(file)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let known = self.0.take().filter(|(known, _)| known == folder);
+        let known = match known {
+            Some(known) => known,
+            None => (
+                folder.to_owned(),
+                open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
+            ),
+        };
+        let (_, within) = self.0.insert(known);
+        Ok(openat(within, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
+    }
+
+    fn get(&mut self, name: &str) -> Option<String> {
+        let mut text = String::new();
+        self.open(name, OFlags::RDONLY).and_then(|mut file| file.read_to_string(&mut text)).ok()?;
+        Some(text.trim().to_owned())
+    }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
@@ -31,16 +31,12 @@ impl Parameters {
     /// Watches those of a pod's link, which is in the namespace of the calling thread.
     pub(crate) fn watch(&mut self, link: &str) -> io::Result<()> {
         self.forget(link);
+        let names = sysctl::without_events(link, true);
         let mut files = Vec::new();
-        for (name, _) in sysctl::without_events(link, true) {
-            let path = sysctl::path(&name);
-            let file = match File::open(&path) {
-                Ok(file) => file,
-                // It went meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            files.push((inotify::add_watch(&self.inotify, &path, WatchFlags::MODIFY)?, file));
+        for file in sysctl::open_all(names.iter().map(|(name, _)| &name[..]))? {
+            // By the file that is open, which the kernel does not have to find again.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            files.push((inotify::add_watch(&self.inotify, path, WatchFlags::MODIFY)?, file));
         }
         self.links.insert(link.to_owned(), files);
         Ok(())
