@@ -16,10 +16,11 @@ use serde_json::json;
 use tokio::time;
 use tracing::{error, info};
 
-const PLUGIN: &str = "moat-cni";
+/// The plugin's file.
+pub(crate) const PLUGIN: &str = "moat-cni";
 
 /// Sorted before what other networks leave lying about: runtimes take the first.
-const CONFIG: &str = "05-moat.conflist";
+pub(crate) const CONFIG: &str = "05-moat.conflist";
 
 /// How long after a disk that did not take the files they are tried again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -71,6 +72,11 @@ impl CniFolders {
         }
         Ok(wanted)
     }
+}
+
+/// What a file is called until it is whole.
+pub(crate) fn unfinished(name: &str) -> String {
+    format!(".{name}.new")
 }
 
 /// The network configuration for an agent that listens on `socket`.
@@ -151,7 +157,7 @@ impl Wanted {
     fn write(&self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         // Neither the name of a plugin that anybody asks for, nor an ending that runtimes read.
-        let new = self.folder.join(format!(".{}.new", self.name));
+        let new = self.folder.join(unfinished(self.name));
         // Left by an agent that died here, perhaps; and a link must not lead elsewhere.
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

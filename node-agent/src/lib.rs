@@ -30,3 +30,4 @@ mod requests;
 pub mod run;
 pub mod source;
 mod streams;
+pub mod uninstall;

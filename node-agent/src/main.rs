@@ -16,6 +16,7 @@ use moat_agent::guard;
 use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
 use moat_agent::source::{Controllers, Endpoint, Source, Trust};
+use moat_agent::uninstall::{self, UninstallArgs};
 use moat_daemon::process::{self, LogFormat};
 use moat_manifests::Folders;
 
@@ -42,6 +43,11 @@ enum Command {
     ///
     /// Changes nothing. Exit status: 0 nothing to do, 1 a warning or a refusal, 2 could not look.
     Doctor(DoctorArgs),
+    /// Take moat off this node: its tables, links, routes, rules and files
+    ///
+    /// Refuses while an agent runs, and while pods are here whose network moat made, unless --force. Can be run again.
+    /// Exit status: 0 nothing of moat is left, 1 refused and nothing changed, 2 something could not be removed.
+    Uninstall(UninstallArgs),
     /// Keep the owner of moat's tables alive while no agent runs, so that nobody else can change them
     ///
     /// An agent starts one in its --run-dir where there is none. It needs to be started by hand only where what the agent
@@ -193,6 +199,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run_agent(*args),
         Command::Check(args) => return check::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
+        Command::Uninstall(args) => return uninstall::run(&args),
         Command::Guard(args) if args.stop => stop_guard(&args.run_dir),
         Command::Guard(args) => guard::run(&args.run_dir).map_err(Into::into),
     };

@@ -19,6 +19,7 @@ mod error;
 mod judge;
 mod kernel;
 mod layout;
+mod leave;
 #[cfg(test)]
 mod model;
 mod op;
@@ -50,6 +51,7 @@ pub use layout::{
     DropPoint, DropReason, HostPorts, Inside, LayoutConfig, LocalPod, NET_TABLE, PodToNode, Senders, TABLE,
     TUNNEL_PORT, VETH_PREFIX,
 };
+pub(crate) use leave::leave;
 pub use stats::Stats;
 pub use update::Update;
 pub use writer::Commit;

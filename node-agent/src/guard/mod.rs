@@ -37,6 +37,9 @@ pub const SOCKET: &str = "guard.sock";
 /// Locked by a guard as long as it lives, so that there is one.
 const LOCK: &str = "guard.lock";
 
+/// All that it leaves in the run folder.
+pub(crate) const FILES: [&str; 2] = [SOCKET, LOCK];
+
 /// Why there is no guard, or why it does not give what it keeps.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -39,6 +39,9 @@ use format::{Decoded, decode, header, line};
 const FILE: &str = "attachments.journal";
 const NEW: &str = "attachments.new";
 const LOCK: &str = "attachments.lock";
+
+/// All that may be of it in a state folder.
+pub(crate) const FILES: [&str; 3] = [FILE, NEW, LOCK];
 /// Where a file goes that is damaged, for whoever wants to know what it said.
 const DAMAGED: &str = "attachments.damaged";
 

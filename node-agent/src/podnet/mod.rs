@@ -26,6 +26,7 @@ mod heal;
 pub(crate) mod identity;
 mod ipam;
 pub(crate) mod journal;
+pub(crate) mod leave;
 mod links;
 mod messages;
 mod netlink;

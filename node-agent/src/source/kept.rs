@@ -20,6 +20,8 @@ use tracing::{info, warn};
 
 const FILE: &str = "told.journal";
 const NEW: &str = "told.new";
+/// All that may be of it in a state folder.
+pub(crate) const FILES: [&str; 2] = [FILE, NEW];
 const FORMAT: u32 = 1;
 
 /// The file may become so much longer than twice what it began with.

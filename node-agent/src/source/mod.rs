@@ -17,6 +17,7 @@ use moat_manifests::{Errors, Folders, Reading};
 
 pub use connect::{ConnectError, Trust};
 pub use endpoint::{Endpoint, EndpointError};
+pub(crate) use kept::FILES;
 pub use kept::KeptError;
 pub(crate) use outbox::Outbox;
 pub(crate) use stream::follow;

@@ -20,5 +20,6 @@ mod ready;
 #[allow(dead_code, reason = "the data plane's tests use the rest")]
 mod space;
 mod storm;
+mod uninstall;
 mod upgrade;
 mod world;

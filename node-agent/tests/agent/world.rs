@@ -187,6 +187,23 @@ impl World {
         Plugin::new(&self.socket())
     }
 
+    /// Takes moat off the node.
+    pub(crate) fn uninstall(&self, flags: &[&'static str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+        command.arg("uninstall").args(flags).arg("--state-dir").arg(self.state_dir());
+        command.arg("--run-dir").arg(self.run_dir());
+        command.arg("--cni-conf-dir").arg(self.cni_conf()).arg("--cni-bin-dir").arg(self.cni_bin());
+        self.node.run(move || command.output().unwrap())
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.root.path().join("run")
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
     /// Compares what the kernel's tables do with what the manifests say.
     pub(crate) fn check(&self) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));

@@ -259,7 +259,7 @@ fn rule(from: IpNet) -> RuleMessage {
 
 impl Netlink {
     /// The rules that bear our number: what they are from.
-    fn own_rules(&mut self) -> Result<BTreeSet<IpNet>, NetlinkError> {
+    pub(crate) fn own_rules(&mut self) -> Result<BTreeSet<IpNet>, NetlinkError> {
         let mut rules = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RuleMessage::default();
