@@ -66,7 +66,7 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
-    /// A real Kubernetes cluster on this machine: `up`, `status`, `kubectl`, `e2e`, `down`
+    /// A real Kubernetes cluster on this machine: `up`, `status`, `kubectl`, `e2e`, `suite`, `bench`, `down`
     ///
     /// Builds Kubernetes from its Go modules into the cache, once. Each node is a set of namespaces with a kubelet and a
     /// containerd of its own; needs root, and nothing else: no Docker, no registry. `down` leaves nothing behind.

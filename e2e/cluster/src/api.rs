@@ -3,7 +3,7 @@
 
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use kube::Client;
@@ -29,6 +29,7 @@ pub(crate) struct Kind {
 
 impl Kind {
     pub(crate) const NAMESPACE: Kind = Kind { root: "/api/v1", plural: "namespaces" };
+    pub(crate) const NODE: Kind = Kind { root: "/api/v1", plural: "nodes" };
     pub(crate) const POD: Kind = Kind { root: "/api/v1", plural: "pods" };
     pub(crate) const SERVICE: Kind = Kind { root: "/api/v1", plural: "services" };
     pub(crate) const NETWORK_POLICY: Kind =
@@ -42,10 +43,11 @@ impl Kind {
     }
 }
 
-/// What the API server said.
+/// What the API server said, and when all of it was there.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) object: Value,
+    pub(crate) at: Instant,
 }
 
 enum Ask {
@@ -139,7 +141,7 @@ impl Api {
             };
             let answer = async {
                 match tokio::time::timeout(PATIENCE, client.request::<Value>(request?)).await {
-                    Ok(answered) => Ok(Answer { object: answered? }),
+                    Ok(answered) => Ok(Answer { object: answered?, at: Instant::now() }),
                     Err(_elapsed) => Err(anyhow!("no answer in {} s", PATIENCE.as_secs())),
                 }
             };

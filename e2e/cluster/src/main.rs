@@ -17,6 +17,7 @@
 //! What it does not do: build anything, or know what a policy means.
 
 mod api;
+mod bench;
 mod cgroups;
 mod config;
 mod control_plane;
@@ -82,6 +83,8 @@ enum Command {
     E2e(suite::Options),
     /// Run moat's own suites, and say of each check whether it passed
     Suite(suites::Options),
+    /// Measure moat on the cluster: policies, starts, ADD, memory
+    Bench(bench::Options),
     #[command(hide = true)]
     Keeper { plan: PathBuf },
     #[command(hide = true)]
@@ -153,6 +156,7 @@ fn run(name: &str, command: Command) -> Result<ExitCode> {
         Command::Exec { node, command } => return front::exec(&state, &node, &command),
         Command::E2e(options) => return suite::run(&state.plan()?, &options),
         Command::Suite(options) => return suites::run(&state, &options),
+        Command::Bench(options) => return bench::run(&state, &options),
         Command::Keeper { plan } => keeper::run(&read(plan)?),
         Command::Node { plan, node } => node::run(&read(plan)?, &node),
         Command::Mirror { plan } => mirror::run(&read(plan)?),

@@ -25,6 +25,8 @@ pub(crate) struct Field {
     pub(crate) fabric: Network,
     pub(crate) nodes: Vec<NodeView>,
     pub(crate) interrupt: Interrupt,
+    /// How long what is taken away stays away.
+    pub(crate) away: Duration,
 }
 
 /// A node, seen from outside.
@@ -38,8 +40,8 @@ pub(crate) struct NodeView {
 }
 
 impl Field {
-    /// The cluster that is up under this name.
-    pub(crate) fn of(state: &State) -> Result<Self> {
+    /// The cluster that is up under this name; faults last so long.
+    pub(crate) fn of(state: &State, away: Duration) -> Result<Self> {
         let plan = state.plan()?;
         let keeper: Process = state.keeper().context("the cluster has just ended")?;
         let fabric = Network::of_process(keeper.pid())?;
@@ -51,7 +53,7 @@ impl Field {
             Ok(NodeView { name: node.name, process, addresses: node.addresses, network })
         };
         let nodes = plan.nodes().into_iter().map(view).collect::<Result<_>>()?;
-        Ok(Self { plan, api, fabric, nodes, interrupt: Interrupt::install()? })
+        Ok(Self { plan, api, fabric, nodes, interrupt: Interrupt::install()?, away })
     }
 
     /// The node of that name.
@@ -87,6 +89,24 @@ impl Field {
         Ok(())
     }
 
+    /// The network of a pod that has one of its own: of a process in a control group that has its UID in the name. While a container
+    /// starts there are processes in it that are still in the node's network.
+    pub(crate) fn network_of_pod(&self, uid: &str) -> Result<Option<Network>> {
+        let word = format!("pod{uid}/");
+        let nodes = self.nodes.iter().map(|node| node.network.number()).collect::<Result<Vec<_>>>()?;
+        let inside = |pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&word))
+        };
+        for pid in numbers().filter(inside) {
+            // It may have ended.
+            let Ok(network) = Network::at(format!("/proc/{pid}/ns/net")) else { continue };
+            if !nodes.contains(&network.number()?) {
+                return Ok(Some(network));
+            }
+        }
+        Ok(None)
+    }
+
     /// The processes of the cluster with a program's name, in any of its networks.
     pub(crate) fn processes(&self, program: &str) -> Result<Vec<Process>> {
         let mut networks = vec![self.fabric.number()?];
@@ -119,15 +139,6 @@ fn processes(program: &str, networks: &[u64]) -> Vec<Process> {
 fn numbers() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// The network of a pod: of any of its processes, which are in a control group that has its UID in the name.
-pub(crate) fn network_of_pod(uid: &str) -> Option<Network> {
-    let word = format!("pod{uid}/");
-    let inside =
-        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&word));
-    let pid = numbers().find(inside)?;
-    Network::of_process(i32::try_from(pid).ok()?).ok()
 }
 
 /// Where containerd keeps the networks of a node's pods, from before they have an interface.

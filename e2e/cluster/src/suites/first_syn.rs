@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::field::network_of_pod;
 use super::stage::{AGNHOST_IMAGE, PATIENCE, Pod, Stage, pod};
 use crate::api::Kind;
 
@@ -95,7 +94,7 @@ fn dial(
             let address = object.pointer("/status/podIP").and_then(|ip| ip.as_str()?.parse::<IpAddr>().ok());
             let came = |address| connected.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
             let fared = match address {
-                Some(address) if came(address) => sent_again(&object),
+                Some(address) if came(address) => sent_again(stage, &object),
                 _ if since.elapsed() > PATIENCE => {
                     Err(anyhow::anyhow!("it never connected: {}", object["status"]))
                 }
@@ -115,9 +114,9 @@ fn dial(
 }
 
 /// How many segments the pod's network has sent again. It is there as long as the pod is.
-fn sent_again(object: &Value) -> Result<u64> {
+fn sent_again(stage: &Stage, object: &Value) -> Result<u64> {
     let uid = object.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default();
-    network_of_pod(uid).context("its network is gone")?.retransmissions()
+    stage.field.network_of_pod(uid)?.context("its network is gone")?.retransmissions()
 }
 
 /// It connects once, and again when it is started again, which keeps its network there.

@@ -42,7 +42,7 @@ fn play(stage: &mut Stage) -> Result<()> {
     asked.extend(cells(friend, server, 80, Expect::PASSES));
     stage.check("new connections fare the same", &asked)?;
 
-    stage.no_policy(&["ingress"])?;
+    stage.remove_policy("ingress")?;
     resume(stage, "the same connections go on when the policy is gone", &cut)?;
 
     let to_others = json!([{ "to": [{ "podSelector": { "matchLabels": { "pod": "friend" } } }] }]);
@@ -55,7 +55,7 @@ fn play(stage: &mut Stage) -> Result<()> {
         &by_egress.iter().collect::<Vec<_>>(),
         &kept_and_near,
     )?;
-    stage.no_policy(&["egress"])?;
+    stage.remove_policy("egress")?;
     resume(stage, "and these go on as well when it is gone", by_egress)?;
 
     // The policy stays, and a pod's label goes.

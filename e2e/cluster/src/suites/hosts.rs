@@ -59,7 +59,7 @@ fn play(stage: &mut Stage) -> Result<()> {
     stage.field.hold_for(std::time::Duration::from_millis(500))?;
     let asked = to_inner("the hostNetwork pod to the pod", &remote.network, Expect::Blocked);
     stage.check("and no selector finds it", &asked)?;
-    stage.no_policy(&["allow"])?;
+    stage.remove_policy("allow")?;
 
     blocks(stage, inner, &remote, &fabric, &world, world_tag)
 }
@@ -82,7 +82,7 @@ fn blocks(
     let mut asked = from_node(passes);
     asked.extend(from_world(Expect::Blocked));
     stage.check("an ipBlock of a node's address lets that node in", &asked)?;
-    stage.no_policy(&["allow"])?;
+    stage.remove_policy("allow")?;
 
     stage.policy("allow", ingress(exactly(world)))?;
     let mut asked = from_node(Expect::Blocked);
@@ -93,7 +93,7 @@ fn blocks(
         asked.push(cell);
     }
     stage.check("an ipBlock of the world's lets the world in", &asked)?;
-    stage.no_policy(&["allow"])?;
+    stage.remove_policy("allow")?;
 
     let but_the_node = remote.addresses.iter().map(|address| match address {
         IpAddr::V4(_) => json!({ "ipBlock": { "cidr": "192.168.240.0/24", "except": [single(*address)] } }),
@@ -103,7 +103,7 @@ fn blocks(
     let mut asked = from_node(Expect::Blocked);
     asked.extend(from_world(passes));
     stage.check("an ipBlock with an except lets in all but that", &asked)?;
-    stage.no_policy(&["allow"])?;
+    stage.remove_policy("allow")?;
 
     let out = json!({ "podSelector": {}, "policyTypes": ["Egress"], "egress": [{ "to": exactly(world) }] });
     stage.policy("allow", out)?;

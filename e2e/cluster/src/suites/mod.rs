@@ -10,9 +10,11 @@
 //! Pods are plain pods, which do nothing: this process asks and answers in their networks itself, so that a question that is blocked
 //! costs a fifth of a second, and a moment can be told to a tenth of a millisecond.
 
+mod dns;
 mod echo;
+mod faults;
 mod field;
-mod first_syn;
+pub(crate) mod first_syn;
 mod flows;
 mod hosts;
 mod interrupt;
@@ -26,13 +28,13 @@ mod stream;
 mod watchers;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use crate::state::State;
-use field::Field;
-use stage::Stage;
+pub(crate) use field::{Field, NodeView};
+pub(crate) use stage::{Pod, Stage, pod};
 
 /// A suite: its name, what it is about, and how it is played.
 struct Suite {
@@ -42,8 +44,16 @@ struct Suite {
 }
 
 /// In this order.
-const SUITES: &[Suite] =
-    &[flows::SUITE, ports::SUITE, start::SUITE, hosts::SUITE, services::SUITE, restarts::SUITE];
+const SUITES: &[Suite] = &[
+    flows::SUITE,
+    ports::SUITE,
+    start::SUITE,
+    hosts::SUITE,
+    services::SUITE,
+    dns::SUITE,
+    restarts::SUITE,
+    faults::SUITE,
+];
 
 /// What to run of them.
 #[derive(clap::Args)]
@@ -54,6 +64,9 @@ pub(crate) struct Options {
     /// Say which there are
     #[arg(long)]
     list: bool,
+    /// How long controllers and API server stay away when they are taken away
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    away: u64,
 }
 
 /// Plays the suites, and says of each check what became of it. The exit status is 1 where one failed.
@@ -67,7 +80,7 @@ pub(crate) fn run(state: &State, options: &Options) -> Result<ExitCode> {
     }
     let wanted =
         |suite: &&Suite| options.names.is_empty() || options.names.iter().any(|name| name == suite.name);
-    let field = Field::of(state)?;
+    let field = Field::of(state, Duration::from_secs(options.away))?;
     let started = Instant::now();
     let (mut checks, mut failed) = (0, Vec::new());
     for suite in SUITES.iter().filter(wanted) {

@@ -34,7 +34,7 @@ fn play(stage: &mut Stage) -> Result<()> {
         let mut asked = range_cells(client, one, protocol);
         asked.extend(range_cells(client, two, protocol));
         stage.check(&format!("an ingress range of {protocol} ports lets in what is in it"), &asked)?;
-        stage.no_policy(&["range"])?;
+        stage.remove_policy("range")?;
 
         let to = json!([{ "podSelector": { "matchLabels": { "pod": "two" } } }]);
         let egress = json!({
@@ -46,7 +46,7 @@ fn play(stage: &mut Stage) -> Result<()> {
         let mut asked = range_cells(client, two, protocol);
         asked.extend(all_cells(client, one, Expect::Blocked));
         stage.check(&format!("an egress range of {protocol} ports, to one pod"), &asked)?;
-        stage.no_policy(&["range"])?;
+        stage.remove_policy("range")?;
     }
     by_name(stage, client, one, two)
 }
@@ -69,7 +69,7 @@ fn by_name(stage: &mut Stage, client: &Pod, one: &Pod, two: &Pod) -> Result<()> 
         json!({ "podSelector": servers, "policyTypes": ["Ingress"], "ingress": [{ "ports": web }] });
     stage.policy("name", ingress)?;
     stage.check("an ingress port by name, which is another number in each pod", &expected())?;
-    stage.no_policy(&["name"])?;
+    stage.remove_policy("name")?;
     let egress = json!({
         "podSelector": { "matchLabels": { "pod": "client" } },
         "policyTypes": ["Egress"],

@@ -7,12 +7,14 @@ use moat_lab::Process;
 
 use super::Suite;
 use super::field::Field;
-use super::stage::{PATIENCE, Stage};
+use super::stage::Stage;
 use super::watchers::Watchers;
 
 pub(super) const SUITE: Suite =
     Suite { name: "restarts", about: "agents and controllers are killed under traffic", play };
 
+/// A kubelet waits the longer the oftener a container has ended.
+const BACK: Duration = Duration::from_secs(180);
 /// From when a process is there again, it is watched for so long.
 const AFTER: Duration = Duration::from_millis(1500);
 
@@ -22,9 +24,8 @@ fn play(stage: &mut Stage) -> Result<()> {
         let what = format!("kill -9 of the agent of {node}: nobody is cut, nothing gets through");
         watchers.through(stage, &what, AFTER, |stage| {
             let node = stage.field.node(node)?;
-            replaced(stage.field, &stage.field.processes_on(node, "moat-agent")?, || {
-                stage.field.processes_on(node, "moat-agent")
-            })
+            let agents = stage.field.processes_on(node, "moat-agent")?;
+            replaced(stage.field, &agents, agents.len(), || stage.field.processes_on(node, "moat-agent"))
         })?;
     }
     watchers.ask(stage, "new connections are judged as before")?;
@@ -38,22 +39,25 @@ fn play(stage: &mut Stage) -> Result<()> {
         AFTER,
         |stage| {
             let before = stage.field.processes("moat-controller")?;
-            replaced(stage.field, &before, || stage.field.processes("moat-controller"))
+            replaced(stage.field, &before, before.len(), || stage.field.processes("moat-controller"))
         },
     )?;
     watchers.ask(stage, "new connections are judged as before")?;
     watchers.follows(stage, "after the controllers were killed")
 }
 
-/// Kills processes, and waits until as many others are there in their place.
-fn replaced(field: &Field, before: &[Process], now: impl Fn() -> Result<Vec<Process>>) -> Result<()> {
-    if before.is_empty() {
+/// Kills processes, and waits until there are as many as are to be.
+pub(super) fn replaced(
+    field: &Field,
+    killed: &[Process],
+    count: usize,
+    now: impl Fn() -> Result<Vec<Process>>,
+) -> Result<()> {
+    if killed.is_empty() {
         bail!("there is no process to kill");
     }
-    for process in before {
+    for process in killed {
         process.kill()?;
     }
-    field.until("as many are there again", PATIENCE, || {
-        Ok(now()?.iter().filter(|process| process.is_alive()).count() >= before.len())
-    })
+    field.until("as many are there again", BACK, || Ok(now()?.len() >= count))
 }

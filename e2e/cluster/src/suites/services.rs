@@ -59,7 +59,7 @@ fn play(stage: &mut Stage) -> Result<()> {
     stage.policy("ingress", allow(numbers(ASKED)))?;
     let asked = blocked(inner.by_pod(client, server, |_| None));
     stage.check("a policy with the Service's own port lets nobody in", &asked)?;
-    stage.no_policy(&["ingress"])?;
+    stage.remove_policy("ingress")?;
 
     let doomed = inner.streams(stage, other)?;
     stage.policy("ingress", allow(numbers(TARGET)))?;
@@ -78,7 +78,7 @@ fn play(stage: &mut Stage) -> Result<()> {
     stage.check("a pod that may talk to nobody reaches itself through its Service", &hairpin)?;
     node_ports(stage, &outer, &local, server)?;
     host_port(stage, server)?;
-    stage.no_policy(&["ingress"])?;
+    stage.remove_policy("ingress")?;
 
     let egress = json!({
         "podSelector": { "matchLabels": { "pod": "other" } },
@@ -119,13 +119,14 @@ fn node_ports(stage: &mut Stage, outer: &Service, local: &Service, server: &Pod)
     }
     asked.extend(through(outer, &first.addresses, Expect::Blocked));
     stage.check("an ipBlock of the world's is about traffic that stays on its node", &asked)?;
-    stage.no_policy(&["world"])?;
+    stage.remove_policy("world")?;
     stage.policy("world", allow(exactly(&first.addresses)))?;
     stage.check(
         "an ipBlock of the node's is about what that node has masked",
         &through(outer, &first.addresses, passes),
     )?;
-    stage.no_policy(&["world"])
+    stage.remove_policy("world")?;
+    Ok(())
 }
 
 /// A port of the node that leads to the pod.
@@ -151,7 +152,8 @@ fn host_port(stage: &mut Stage, server: &Pod) -> Result<()> {
         "an ipBlock lets the world in by the hostPort",
         &through(Expect::Passes { by: Some(server.tag), from: None }),
     )?;
-    stage.no_policy(&["world"])
+    stage.remove_policy("world")?;
+    Ok(())
 }
 
 /// A port of both protocols, as a policy has it.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::echo::Echo;
-use super::field::{Field, array, network_of_pod};
+use super::field::{Field, array};
 use super::probe::{BOTH, Expect, Protocol, Seen, ask, fresh_id};
 use super::stream::Stream;
 use crate::api::{Answer, Kind};
@@ -105,7 +105,7 @@ impl<'a> Stage<'a> {
             for object in self.field.api.list(Kind::POD, &self.namespace)? {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default();
                 if names.contains(&name) && !found.contains_key(name) {
-                    match running(&object) {
+                    match running(self.field, &object)? {
                         Some(pod) => drop(found.insert(name.to_owned(), pod)),
                         None => missing = format!("{name}: {}", object["status"]),
                     }
@@ -123,12 +123,10 @@ impl<'a> Stage<'a> {
         self.field.api.create(Kind::NETWORK_POLICY, &self.namespace, &object)
     }
 
-    /// Takes policies away.
-    pub(crate) fn no_policy(&self, names: &[&str]) -> Result<()> {
-        for name in names {
-            self.field.api.delete(Kind::NETWORK_POLICY, &self.namespace, name)?;
-        }
-        Ok(())
+    /// Takes a policy away that is there.
+    pub(crate) fn remove_policy(&self, name: &str) -> Result<Answer> {
+        let removed = self.field.api.delete(Kind::NETWORK_POLICY, &self.namespace, name)?;
+        removed.with_context(|| format!("there is no policy {name}"))
     }
 
     /// Opens connections from one pod to another, over both protocols and each family that both have, and waits until they are
@@ -274,18 +272,18 @@ pub(crate) fn pairs(addresses: &[IpAddr]) -> impl Iterator<Item = (Protocol, IpA
 }
 
 /// The pod of an object, if it runs and its network is to be found.
-fn running(object: &Value) -> Option<Pod> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+fn running(field: &Field, object: &Value) -> Result<Option<Pod>> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let addresses: Vec<IpAddr> =
         array(object, "/status/podIPs").filter_map(|ip| ip["ip"].as_str()?.parse().ok()).collect();
-    if text("/status/phase") != Some("Running") || addresses.is_empty() {
-        return None;
+    if text("/status/phase") != "Running" || addresses.is_empty() {
+        return Ok(None);
     }
-    Some(Pod {
-        name: text("/metadata/name")?.to_owned(),
-        node: text("/spec/nodeName")?.to_owned(),
-        addresses,
-        network: network_of_pod(text("/metadata/uid")?)?,
-        tag: fresh_id(),
-    })
+    let node = text("/spec/nodeName");
+    let network = match object.pointer("/spec/hostNetwork") {
+        Some(Value::Bool(true)) => Some(field.node(node)?.network.clone()),
+        _ => field.network_of_pod(text("/metadata/uid"))?,
+    };
+    let (name, node) = (text("/metadata/name").to_owned(), node.to_owned());
+    Ok(network.map(|network| Pod { name, node, addresses, network, tag: fresh_id() }))
 }

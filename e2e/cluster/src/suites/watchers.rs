@@ -116,7 +116,7 @@ impl Watchers {
             &format!("{what}: a new policy comes into force"),
             &cells(from, to, 80, Expect::Blocked),
         )?;
-        stage.no_policy(&[&name])?;
+        stage.remove_policy(&name)?;
         stage.check(&format!("{what}: and goes"), &cells(from, to, 80, Expect::PASSES))?;
         let newcomer = format!("newcomer-{}", fresh_id());
         let pods = stage.start(&[pod(&newcomer, "node1", &[("side", "friend")])])?;
