@@ -32,9 +32,51 @@ pub(crate) fn cidr(text: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
+/// A CIDR in a form that servers before v1.36 took, and that is in their stores: leading zeros are decimal, bits beyond the prefix
+/// are none, and IPv4-mapped IPv6 is IPv4, as Go's `ParseCIDRSloppy` and the masks made from it have it.
+pub(crate) fn old_cidr(text: &str) -> Option<IpNet> {
+    let (ip, length) = text.split_once('/')?;
+    let length: u8 = Some(length).filter(|l| l.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
+    let net = match old_address(ip)? {
+        IpAddr::V6(v6) if length >= 96 && v6.to_ipv4_mapped().is_some() => {
+            IpNet::new(v6.to_ipv4_mapped()?.into(), length - 96)
+        }
+        ip => IpNet::new(ip, length),
+    };
+    net.ok().map(|net| net.trunc())
+}
+
+/// An address, of IPv4 with leading zeros, too.
+fn old_address(text: &str) -> Option<IpAddr> {
+    if !leading_zeros(text) {
+        return text.parse().ok();
+    }
+    let octets: Vec<u8> = text.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(IpAddr::from(<[u8; 4]>::try_from(octets).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_older_servers_took() {
+        for (text, net) in [
+            ("10.0.0.1/8", Some("10.0.0.0/8")),
+            ("010.001.0.0/16", Some("10.1.0.0/16")),
+            ("10.0.0.0/08", Some("10.0.0.0/8")),
+            ("::ffff:10.1.2.3/104", Some("10.0.0.0/8")),
+            ("2001:db8::1/64", Some("2001:db8::/64")),
+            ("10.0.0.0", None),
+            ("10.0.0.0/33", None),
+            ("10.0.0.0/+8", None),
+            ("10.0.0.0/", None),
+            ("300.01.0.0/8", None),
+            ("web/8", None),
+        ] {
+            assert_eq!(old_cidr(text), net.map(|net| net.parse().unwrap()), "{text}");
+        }
+    }
 
     #[test]
     fn one_form_only() {

@@ -2,7 +2,6 @@
 
 use moat_policies::{Family, Namespace, Node as ClusterNode};
 
-use crate::cidr::cidr;
 use crate::fields::{Context, Path, address};
 use crate::meta::{Naming, metadata};
 use crate::names::{dns_label, dns_subdomain};
@@ -34,7 +33,7 @@ fn pod_cidrs(c: &mut Context<'_>, object: &Node) -> Vec<ipnet::IpNet> {
     let mut found: Vec<ipnet::IpNet> = Vec::new();
     for (i, node) in c.list(spec, &path, "podCIDRs").iter().enumerate() {
         let path = path_list.index(i);
-        let Some(net) = c.parse(node, &path, cidr) else { continue };
+        let Some(net) = c.cidr(node, &path) else { continue };
         let family = Family::of(&net.addr());
         match found.iter().any(|f| Family::of(&f.addr()) == family) {
             true => c.refuse(node, &path, format!("a second {family} CIDR; at most one of each family")),
@@ -43,7 +42,7 @@ fn pod_cidrs(c: &mut Context<'_>, object: &Node) -> Vec<ipnet::IpNet> {
     }
     if let Some(node) = spec.get("podCIDR").filter(|n| n.text() != Some("")) {
         let path = path.field("podCIDR");
-        if let Some(net) = c.parse(node, &path, cidr) {
+        if let Some(net) = c.cidr(node, &path) {
             match found.first() {
                 None => found.push(net),
                 Some(first) if *first != net => {

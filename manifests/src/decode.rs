@@ -84,7 +84,7 @@ impl Decoder {
     }
 
     fn context<'c>(&'c mut self, place: &'c Place, strict: bool) -> Context<'c> {
-        Context { place, errors: &mut self.errors, warnings: &mut self.warnings, strict }
+        Context { place, errors: &mut self.errors, warnings: &mut self.warnings, strict, stored: false }
     }
 
     /// One object, or a list of them. Items of a list of one kind may leave out what they are.

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use crate::cidr::{cidr, old_cidr};
 use crate::error::{Error, Place, Warning};
 use crate::tree::{Entry, Node, Value, shorten};
 
@@ -70,6 +73,8 @@ pub(crate) struct Context<'c> {
     pub warnings: &'c mut Vec<Warning>,
     /// Unknown fields are errors, not warnings.
     pub strict: bool,
+    /// It is in an API server, which may have taken it by other rules than are in force for a new one.
+    pub stored: bool,
 }
 
 impl Context<'_> {
@@ -238,6 +243,14 @@ impl Context<'_> {
                 None
             }
         }
+    }
+
+    /// A CIDR; of a stored object also in a form that only older servers took, with a warning.
+    pub(crate) fn cidr(&mut self, node: &Node, path: &Path<'_>) -> Option<IpNet> {
+        let taken = node.text().filter(|text| self.stored && cidr(text).is_err()).and_then(old_cidr);
+        let Some(net) = taken else { return self.parse(node, path, cidr) };
+        self.warn(node.line, path, format!("{} is taken as {net}; write that", node.what()));
+        Some(net)
     }
 
     fn wrong_type<T>(&mut self, node: &Node, path: &Path<'_>, wanted: &str) -> Option<T> {

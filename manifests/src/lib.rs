@@ -24,6 +24,9 @@
 //!
 //! [`Folders`] does that for folders, and watches them.
 //!
+//! A [`StoredPolicy`] comes from an API server, which has checked it already: it is never refused, but what cannot be read of it
+//! closes the pods that it may select.
+//!
 //! What it does not do: keep objects. Decoding is pure; [`read`], [`walk`], [`read_file`] and [`Folders::watch`] are all the
 //! input there is.
 
@@ -43,6 +46,7 @@ mod policy;
 mod source;
 mod stack;
 mod status;
+mod stored;
 mod text;
 mod tree;
 mod workload;
@@ -60,6 +64,7 @@ pub use folders::{Folders, Reading};
 pub use source::{Part, Position, Source, Walk, is_hidden, is_manifest, read, read_file, walk};
 pub use stack::on_a_deep_stack;
 pub use status::{PodStatus, decode_pod_status, load_pod_status};
+pub use stored::{Finding, StoredPolicy};
 pub use workload::{Workload, WorkloadKind};
 
 /// What an input holds.

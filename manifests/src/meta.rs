@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use moat_policies::{Labels, NamespacedName, Operator, Requirement, Selector};
 
-use crate::fields::{Context, Path, shared};
+use crate::fields::{Context, MOST_TOLD, Path, shared};
 use crate::names::{dns_label, label_key, label_value};
 use crate::tree::{Node, Value};
 
@@ -153,22 +153,30 @@ const OPERATORS: &[(&str, Operator)] = &[
     ("DoesNotExist", Operator::DoesNotExist),
 ];
 
-/// A label selector. What is wrong with it is told; what is left of it is of no use then, but lets reading go on.
+/// A label selector. What is wrong with it is told, and left out: what is left selects everything that it could mean, and more.
 pub(crate) fn selector(c: &mut Context<'_>, node: &Node, path: &Path<'_>) -> Selector {
-    if c.object(node, path, &["matchLabels", "matchExpressions"]).is_none() {
+    let before = c.errors.len();
+    if c.object(node, path, &["matchLabels", "matchExpressions"]).is_none() || c.errors.len() > before {
         return Selector::everything();
     }
     let path_labels = path.field("matchLabels");
     let mut requirements = Vec::new();
     for (entry, value) in c.strings(node, path, "matchLabels") {
-        for problem in [label_key(&entry.key), label_value(value)].into_iter().filter_map(Result::err) {
+        let problems: Vec<String> =
+            [label_key(&entry.key), label_value(value)].into_iter().filter_map(Result::err).collect();
+        if problems.is_empty() {
+            requirements.extend(Requirement::new(shared(&entry.key), Operator::In, [shared(value)]));
+        }
+        for problem in problems {
             c.refuse_at(entry.line, &path_labels.field(&entry.key), problem);
         }
-        requirements.extend(Requirement::new(shared(&entry.key), Operator::In, [shared(value)]));
     }
     let path_expressions = path.field("matchExpressions");
     for (i, expression) in c.list(node, path, "matchExpressions").iter().enumerate() {
-        requirements.extend(requirement(c, expression, &path_expressions.index(i)));
+        let before = c.errors.len();
+        let requirement = requirement(c, expression, &path_expressions.index(i));
+        // A full list of errors grows no more.
+        requirements.extend(requirement.filter(|_| c.errors.len() == before && before < MOST_TOLD));
     }
     Selector::new(requirements)
 }

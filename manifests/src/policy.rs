@@ -2,11 +2,10 @@
 //! leniently would mean "everybody".
 
 use moat_policies::{
-    Block, Direction, NamespaceScope, NetworkPolicy, Peer, Peers, PortMatch, PortRef, Ports, Protocol, Rule,
-    Selector,
+    Block, Direction, NamespaceScope, NamespacedName, NetworkPolicy, Peer, Peers, PortMatch, PortRef, Ports,
+    Protocol, Rule, Selector,
 };
 
-use crate::cidr::cidr;
 use crate::fields::{Context, Path, WHOLE, shared};
 use crate::meta::{Naming, metadata, selector};
 use crate::names::{dns_subdomain, port_name, port_number};
@@ -22,6 +21,46 @@ pub(crate) fn network_policy(c: &mut Context<'_>, object: &Node) -> Option<Netwo
     let root = Path::ROOT;
     c.object(object, &root, &["apiVersion", "kind", "metadata", "spec"])?;
     let meta = metadata(c, object, Naming { namespaced: true, rule: dns_subdomain });
+    Some(spec(c, object)?.of(meta?.namespaced_name()))
+}
+
+/// What is left of a NetworkPolicy's `spec`.
+pub(crate) struct Spec {
+    subject: Selector,
+    types: Types,
+    ingress: Vec<Rule>,
+    egress: Vec<Rule>,
+}
+
+impl Spec {
+    /// The policy of that name.
+    pub(crate) fn of(self, name: NamespacedName) -> NetworkPolicy {
+        let Self { subject, types, ingress, egress } = self;
+        NetworkPolicy {
+            name,
+            subject,
+            ingress: types.has(Direction::Ingress).then_some(ingress),
+            egress: types.has(Direction::Egress).then_some(egress),
+        }
+    }
+
+    /// The policy of that name that lets nobody talk to whomever it may select, in whatever direction it may be in force: what is
+    /// known of one of which something could not be read.
+    pub(crate) fn closed(self, name: NamespacedName) -> NetworkPolicy {
+        let types = if self.types.certain { self.types } else { Types::BOTH };
+        Self { types, ingress: Vec::new(), egress: Vec::new(), ..self }.of(name)
+    }
+
+    /// The one that selects every pod of the namespace in both directions.
+    pub(crate) fn everything() -> Self {
+        let subject = Selector::everything();
+        Self { subject, types: Types::BOTH, ingress: Vec::new(), egress: Vec::new() }
+    }
+}
+
+/// `spec` of a NetworkPolicy. `None` only where it is no object.
+pub(crate) fn spec(c: &mut Context<'_>, object: &Node) -> Option<Spec> {
+    let root = Path::ROOT;
     let path = root.field("spec");
     // A missing spec is an empty one: all pods of the namespace, isolated for ingress.
     let empty = Node { line: object.line, value: Value::Map(Vec::new()) };
@@ -33,45 +72,52 @@ pub(crate) fn network_policy(c: &mut Context<'_>, object: &Node) -> Option<Netwo
     };
     let ingress = rules(c, spec, &path, Direction::Ingress);
     let egress = rules(c, spec, &path, Direction::Egress);
-    let in_force = types(c, spec, &path, !egress.is_empty());
+    let types = types(c, spec, &path, !egress.is_empty());
     for (direction, rules) in [(Direction::Ingress, &ingress), (Direction::Egress, &egress)] {
         if let Some(node) =
-            spec.get(&direction.to_string()).filter(|_| !in_force(direction) && !rules.is_empty())
+            spec.get(&direction.to_string()).filter(|_| !types.has(direction) && !rules.is_empty())
         {
             let field = direction.to_string();
             c.warn(node.line, &path.field(&field), "has no effect, because spec.policyTypes leaves it out");
         }
     }
-    Some(NetworkPolicy {
-        name: meta?.namespaced_name(),
-        subject,
-        ingress: in_force(Direction::Ingress).then_some(ingress),
-        egress: in_force(Direction::Egress).then_some(egress),
-    })
+    Some(Spec { subject, types, ingress, egress })
 }
 
-/// Which directions are in force. Where `policyTypes` is missing or empty: Ingress, and Egress if it has a rule.
-fn types(
-    c: &mut Context<'_>,
-    spec: &Node,
-    path: &Path<'_>,
-    has_egress_rule: bool,
-) -> impl Fn(Direction) -> bool + use<> {
+/// Which directions are in force.
+#[derive(Clone, Copy)]
+struct Types {
+    in_force: [bool; 2],
+    /// It says so itself, in words that are known.
+    certain: bool,
+}
+
+impl Types {
+    const BOTH: Types = Types { in_force: [true; 2], certain: true };
+
+    fn has(self, direction: Direction) -> bool {
+        self.in_force[direction as usize]
+    }
+}
+
+/// Where `policyTypes` is missing or empty: Ingress, and Egress if it has a rule.
+fn types(c: &mut Context<'_>, spec: &Node, path: &Path<'_>, has_egress_rule: bool) -> Types {
     let listed = c.list(spec, path, "policyTypes");
     let path = path.field("policyTypes");
     if let Some(third) = listed.get(2) {
         c.refuse(third, &path, "may not hold more than two entries");
     }
-    let mut types = [false; 2];
+    let mut types = Types { in_force: [false; 2], certain: !listed.is_empty() };
     for (i, node) in listed.iter().enumerate() {
-        if let Some(direction) = c.one_of(node, &path.index(i), TYPES) {
-            types[direction as usize] = true;
+        match c.one_of(node, &path.index(i), TYPES) {
+            Some(direction) => types.in_force[direction as usize] = true,
+            None => types.certain = false,
         }
     }
     if listed.is_empty() {
-        types = [true, has_egress_rule];
+        types.in_force = [true, has_egress_rule];
     }
-    move |direction| types[direction as usize]
+    types
 }
 
 fn rules(c: &mut Context<'_>, spec: &Node, path: &Path<'_>, direction: Direction) -> Vec<Rule> {
@@ -135,12 +181,12 @@ fn peer(c: &mut Context<'_>, node: &Node, path: &Path<'_>) -> Option<Peer> {
 
 fn ip_block(c: &mut Context<'_>, node: &Node, path: &Path<'_>) -> Option<Peer> {
     c.object(node, path, &["cidr", "except"])?;
-    let whole = c.require(node, path, "cidr").and_then(|n| c.parse(n, &path.field("cidr"), cidr));
+    let whole = c.require(node, path, "cidr").and_then(|n| c.cidr(n, &path.field("cidr")));
     let path_except = path.field("except");
     let mut except = Vec::new();
     for (i, node) in c.list(node, path, "except").iter().enumerate() {
         let path = path_except.index(i);
-        let Some(part) = c.parse(node, &path, cidr) else { continue };
+        let Some(part) = c.cidr(node, &path) else { continue };
         match whole {
             Some(whole) if part == whole || !whole.contains(&part) => {
                 c.refuse(node, &path, format!("{part} must lie strictly inside the cidr {whole}"));

@@ -62,7 +62,8 @@ pub(crate) fn decode_states(
     for document in documents(file, bytes) {
         match document {
             Ok(Document { place, root }) => {
-                let mut c = Context { place: &place, errors, warnings: &mut warnings, strict: false };
+                let (strict, stored, warnings) = (false, false, &mut warnings);
+                let mut c = Context { place: &place, errors, warnings, strict, stored };
                 found.extend(pod_status(&mut c, &root));
             }
             Err(error) => errors.push(error),
