@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use moat_policies::{NamespacedName, Node, NodeDelta, PodPrograms};
+use moat_policies::{NamespacedName, NetworkConfig, Node, NodeDelta, PodPrograms};
 
 /// A pod of a node, as its node is told of it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -30,14 +30,18 @@ pub struct Change {
     pub nodes_whole: bool,
     /// Addresses that another pod has now, or none any more.
     pub moved: BTreeSet<IpAddr>,
+    /// How the network is to be, where that has changed.
+    pub config: Option<NetworkConfig>,
+    /// What people call the state that this leads to, where that has changed.
+    pub fingerprint: Option<Arc<str>>,
 }
 
 impl Change {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        let Self { pods, pods_whole, policy, nodes, nodes_whole, moved } = self;
+        let Self { pods, pods_whole, policy, nodes, nodes_whole, moved, config, fingerprint } = self;
         let listed = pods.is_empty() && policy.is_empty() && nodes.is_empty() && moved.is_empty();
-        listed && !pods_whole && !nodes_whole
+        listed && !pods_whole && !nodes_whole && config.is_none() && fingerprint.is_none()
     }
 
     /// Says of a pod that it is there, or gone.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use moat_policies::{
-    Allow, AllowSet, Element, Excess, NamespacedName, Node, PodPrograms, PortClass, PortRange, Program,
-    ProgramId, Protocol, SetChange, SetId, SetKind, SetUpdate,
+    Allow, AllowSet, DenyAction, Element, Excess, LogLimit, NamespacedName, NetworkConfig, Node, PodPrograms,
+    PortClass, PortRange, Program, ProgramId, Protocol, RouteMode, SetChange, SetId, SetKind, SetUpdate,
 };
 
 use crate::wire::{self, allow, excess, side};
@@ -46,6 +46,9 @@ pub enum Invalid {
     /// A program that allows somebody although nothing was worked out.
     #[error("a program that exceeds a limit, and allows somebody")]
     Excess,
+    /// A network configuration with something that cannot be.
+    #[error("a network configuration whose {0} cannot be")]
+    Config(&'static str),
     /// The same thing is there and gone, or there twice.
     #[error("one message says two things of the same {0}")]
     Twice(&'static str),
@@ -100,6 +103,8 @@ impl TryFrom<wire::Update> for Change {
             once(&mut change.nodes, gone.into(), None, "node")?;
         }
         change.moved = addresses(update.moved.as_ref())?.into_iter().collect();
+        change.config = update.config.map(config).transpose()?;
+        change.fingerprint = text(&update.fingerprint);
         Ok(change)
     }
 }
@@ -298,6 +303,42 @@ fn class(class: wire::PortClass) -> Result<PortClass> {
         return Err(Invalid::Ports);
     }
     Ok(PortClass { ports, allow: allow(class.allow.ok_or(Invalid::Missing("allow"))?)? })
+}
+
+fn config(config: wire::Config) -> Result<NetworkConfig> {
+    let nets = |all: &[String], what| -> Result<Vec<IpNet>> {
+        all.iter().map(|net| net.parse().map_err(|_| Invalid::Config(what))).collect()
+    };
+    let route_mode = match config.route_mode() {
+        wire::config::RouteMode::Unspecified => None,
+        wire::config::RouteMode::Auto => Some(RouteMode::Auto),
+        wire::config::RouteMode::Routed => Some(RouteMode::Routed),
+        wire::config::RouteMode::Vxlan => Some(RouteMode::Vxlan),
+    };
+    let deny = match config.deny() {
+        wire::config::DenyAction::Unspecified => None,
+        wire::config::DenyAction::Drop => Some(DenyAction::Drop),
+        wire::config::DenyAction::Reject => Some(DenyAction::Reject),
+    };
+    let mtu = Some(config.mtu).filter(|mtu| *mtu != 0);
+    if mtu.is_some_and(|mtu| !NetworkConfig::MTU.contains(&mtu)) {
+        return Err(Invalid::Config("MTU"));
+    }
+    let drop_log = config.drop_log.map(|log| LogLimit { rate: log.rate, burst: log.burst });
+    if drop_log
+        .is_some_and(|log| !LogLimit::RATE.contains(&log.rate) || !LogLimit::BURST.contains(&log.burst))
+    {
+        return Err(Invalid::Config("log limit"));
+    }
+    Ok(NetworkConfig {
+        cluster_cidrs: nets(&config.cluster_cidrs, "clusterCIDRs")?,
+        route_mode,
+        mtu,
+        masquerade: config.masquerade,
+        masquerade_except: nets(&config.masquerade_except, "exceptCIDRs")?,
+        deny,
+        drop_log,
+    })
 }
 
 fn program(program: wire::Program) -> Result<Program> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use moat_policies::{
-    Allow, AllowSet, Element, Excess, NamespacedName, Node, PortClass, PortRange, Program, ProgramId,
-    SetChange, SetId, SetKind,
+    Allow, AllowSet, DenyAction, Element, Excess, NamespacedName, NetworkConfig, Node, PortClass, PortRange,
+    Program, ProgramId, RouteMode, SetChange, SetId, SetKind,
 };
 
 use crate::wire::{self, allow, excess, side};
@@ -18,6 +18,8 @@ pub fn update(revision: u64, change: &Change) -> wire::Update {
         revision,
         pods_whole: change.pods_whole,
         nodes_whole: change.nodes_whole,
+        fingerprint: change.fingerprint.as_deref().unwrap_or_default().to_owned(),
+        config: change.config.as_ref().map(config),
         moved: (!change.moved.is_empty()).then(|| addresses(change.moved.iter().copied())),
         ..wire::Update::default()
     };
@@ -212,5 +214,27 @@ fn program(id: ProgramId, program: &Program) -> wire::Program {
         classes: program.classes.iter().map(class).collect(),
         named: program.named.map(|id| id.0.into()).unwrap_or_default(),
         excess: program.excess.map(excess),
+    }
+}
+
+fn config(config: &NetworkConfig) -> wire::Config {
+    let text = |nets: &[IpNet]| nets.iter().map(IpNet::to_string).collect();
+    let route_mode = config.route_mode.map_or(wire::config::RouteMode::Unspecified, |mode| match mode {
+        RouteMode::Auto => wire::config::RouteMode::Auto,
+        RouteMode::Routed => wire::config::RouteMode::Routed,
+        RouteMode::Vxlan => wire::config::RouteMode::Vxlan,
+    });
+    let deny = config.deny.map_or(wire::config::DenyAction::Unspecified, |deny| match deny {
+        DenyAction::Drop => wire::config::DenyAction::Drop,
+        DenyAction::Reject => wire::config::DenyAction::Reject,
+    });
+    wire::Config {
+        cluster_cidrs: text(&config.cluster_cidrs),
+        route_mode: route_mode.into(),
+        mtu: config.mtu.unwrap_or_default(),
+        masquerade: config.masquerade,
+        masquerade_except: text(&config.masquerade_except),
+        deny: deny.into(),
+        drop_log: config.drop_log.map(|log| wire::config::LogLimit { rate: log.rate, burst: log.burst }),
     }
 }

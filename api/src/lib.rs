@@ -27,7 +27,7 @@ pub use hello::{Attached, Attachments, Hello};
 pub use told::{Held, Told};
 
 /// The highest level of the protocol that this version understands.
-pub const LEVEL: u32 = 1;
+pub const LEVEL: u32 = 2;
 
 /// The largest message that a controller takes from an agent, in bytes: what an agent holds, in sums.
 pub const LARGEST_FROM_AGENT: usize = 16 << 20;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use moat_policies::{
-    AllowSet, NamespacedName, Node, NodeDelta, Program, ProgramId, SetChange, SetId, SetUpdate,
+    AllowSet, NamespacedName, NetworkConfig, Node, NodeDelta, Program, ProgramId, SetChange, SetId, SetUpdate,
 };
 
 use crate::{Change, Digest, ToldPod};
@@ -20,6 +20,8 @@ pub struct Told {
     pub sets: BTreeMap<SetId, Arc<AllowSet>>,
     /// The cluster's nodes.
     pub nodes: BTreeMap<Arc<str>, Node>,
+    /// How the network is to be.
+    pub config: NetworkConfig,
 }
 
 /// What somebody holds, in sums.
@@ -50,6 +52,9 @@ impl Told {
         put_all(&mut self.pods, &change.pods);
         put_all(&mut self.programs, &change.policy.programs);
         put_all(&mut self.nodes, &change.nodes);
+        if let Some(config) = &change.config {
+            self.config.clone_from(config);
+        }
         for (id, change) in &change.policy.sets {
             match change {
                 SetChange::Create(set) => drop(self.sets.insert(*id, set.clone())),
@@ -76,6 +81,7 @@ impl Told {
             pods_whole: true,
             nodes: self.nodes.iter().map(|(name, node)| (name.clone(), Some(node.clone()))).collect(),
             nodes_whole: true,
+            config: Some(self.config.clone()),
             ..Change::default()
         };
         self.pods.iter().for_each(|(name, pod)| change.put_pod(name.clone(), Some(pod.clone())));

@@ -43,7 +43,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let take = |reading: Result<Reading, Errors>| match reading {
         Ok(Reading { changes, fingerprint }) => {
             changes.warnings.iter().for_each(|warning| warn!("{warning}"));
-            index.lock().unwrap_or_else(PoisonError::into_inner).read(changes);
+            index.lock().unwrap_or_else(PoisonError::into_inner).read_as(changes, &fingerprint);
             metrics.readings.inc();
             tell.send_replace(http::Reading { taken: Some(fingerprint), error: None });
         }

@@ -175,6 +175,7 @@ impl Serve {
                     let attachments = Attachments::try_from(attachments).map_err(invalid)?;
                     self.index().attached(id, &attachments);
                 }
+                Some(from_agent::What::Enforced(enforced)) => self.index().enforced(id, enforced),
                 Some(from_agent::What::Hello(_)) => {
                     return Err(Status::invalid_argument("a second Hello"));
                 }

@@ -13,7 +13,7 @@ pub(crate) fn without_policies(objects: &[Object]) -> Value {
             Object::Namespace(n) => Some(namespace(n)),
             Object::Node(n) => Some(node(n)),
             Object::Pod(p) if !p.finished => Some(pod(p)),
-            Object::Pod(_) | Object::Policy(_) => None,
+            Object::Pod(_) | Object::Policy(_) | Object::Config(_) => None,
         })
         .collect();
     list(items)

@@ -12,6 +12,7 @@ use crate::error::{Error, Errors, Place, Warning};
 use crate::fields::{Context, Path};
 use crate::kinds::{Use, is_list_of, use_of};
 use crate::meta::Meta;
+use crate::network_config::network_config;
 use crate::pod::pod;
 use crate::policy::network_policy;
 use crate::stack::on_a_deep_stack;
@@ -156,7 +157,8 @@ impl Decoder {
     fn one(&mut self, place: &Place, root: &Node, kind: &str, wanted: Use) {
         let place =
             &Place { line: if root.line > 0 { Some(root.line) } else { place.line }, ..place.clone() };
-        let mut c = self.context(place, wanted == Use::NetworkPolicy);
+        let strict = matches!(wanted, Use::NetworkPolicy | Use::NetworkConfig);
+        let mut c = self.context(place, strict);
         let object = match wanted {
             Use::Skip => {
                 *self.skipped.entry(kind.to_string()).or_default() += 1;
@@ -165,6 +167,7 @@ impl Decoder {
             Use::Namespace => namespace(&mut c, root).map(Object::Namespace),
             Use::Node => node(&mut c, root).map(Object::Node),
             Use::NetworkPolicy => network_policy(&mut c, root).map(Object::Policy),
+            Use::NetworkConfig => network_config(&mut c, root).map(Object::Config),
             Use::Pod => pod(&mut c, root).map(|(pod, meta)| {
                 self.note_owner(&meta);
                 Object::Pod(pod)

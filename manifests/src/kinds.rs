@@ -9,6 +9,7 @@ pub(crate) enum Use {
     Node,
     Pod,
     NetworkPolicy,
+    NetworkConfig,
     Workload(WorkloadKind),
     /// It decides no verdict.
     Skip,
@@ -42,6 +43,7 @@ const SERVED: &[(&str, &[&str])] = &[
     ("batch/v1", &["CronJob", "Job"]),
     ("networking.k8s.io/v1", &["Ingress", "IngressClass", "IPAddress", "NetworkPolicy", "ServiceCIDR"]),
     ("networking.k8s.io/v1beta1", &["IPAddress", "ServiceCIDR"]),
+    ("moat.dev/v1alpha1", &["NetworkConfig", "NodeEnforcement"]),
 ];
 
 /// What an object of this `apiVersion` and `kind` is to moat; or which of the two fields is wrong, and why.
@@ -59,10 +61,11 @@ pub(crate) fn use_of(api_version: &str, kind: &str) -> Result<Use, (&'static str
             "Node" => Use::Node,
             "Pod" => Use::Pod,
             "NetworkPolicy" => Use::NetworkPolicy,
+            "NetworkConfig" => Use::NetworkConfig,
             _ => WorkloadKind::ALL.into_iter().find(|k| k.as_str() == kind).map_or(Use::Skip, Use::Workload),
         });
     }
-    let ours = matches!(group, "" | "apps" | "batch" | "networking.k8s.io" | "extensions");
+    let ours = matches!(group, "" | "apps" | "batch" | "networking.k8s.io" | "extensions" | "moat.dev");
     if ours && let Some((right, _)) = SERVED.iter().find(|(_, kinds)| kinds.contains(&kind)) {
         return Err(("apiVersion", format!("{api_version:?} has no {kind}; it is in {right}")));
     }
@@ -122,6 +125,10 @@ mod tests {
             ("crd.antrea.io/v1beta1", "ClusterNetworkPolicy", Err("kind")),
             ("k8s.ovn.org/v1", "EgressFirewall", Err("kind")),
             ("policy/v1", "PodDisruptionBudget", Ok(Use::Skip)),
+            ("moat.dev/v1alpha1", "NetworkConfig", Ok(Use::NetworkConfig)),
+            ("moat.dev/v1alpha1", "NodeEnforcement", Ok(Use::Skip)),
+            ("moat.dev/v1", "NetworkConfig", Err("apiVersion")),
+            ("moat.dev/v1alpha1", "NetworkConf", Err("kind")),
             ("example.com/v1", "Node", Ok(Use::Skip)),
             ("rbac.authorization.k8s.io/v1", "Role", Ok(Use::Skip)),
         ] {

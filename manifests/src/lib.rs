@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   files, folders, stdin ──read──▶ bytes ──▶ documents (YAML or JSON, each a tree that knows its lines)
-//!        ──▶ objects: Namespace, Node, Pod, NetworkPolicy; workloads ──▶ the pods that they stand for
+//!        ──▶ objects: Namespace, Node, Pod, NetworkPolicy, NetworkConfig; workloads ──▶ the pods that they stand for
 //! ```
 //!
 //! What the API server v1.36 would refuse on create is refused here, with file, document, line, field path and reason;
 //! all of an input's errors are told (of very many the first ten thousand), and an input with an error gives no objects
 //! at all. So:
 //!
-//! - In a NetworkPolicy every field is read, and an unknown one is an error: a rule with `form` in place of `from`
+//! - In a NetworkPolicy and a NetworkConfig every field is read, and an unknown one is an error: a rule with `form` in place of `from`
 //!   would admit everybody. Elsewhere an unknown field is a [`Warning`], and of Pods and workloads only the fields
 //!   that moat reads are checked.
 //! - CIDRs and addresses have one form only: no leading zeros, no bits beyond the prefix, no IPv4-mapped IPv6. (v1.36
@@ -41,6 +41,7 @@ mod folders;
 mod kinds;
 mod meta;
 mod names;
+mod network_config;
 mod pod;
 mod policy;
 mod source;

@@ -27,6 +27,7 @@ mod flow;
 mod hash;
 mod labels;
 mod name;
+mod network_config;
 mod object;
 mod objects;
 mod pods;
@@ -44,6 +45,7 @@ pub use flow::{
 };
 pub use labels::Labels;
 pub use name::NamespacedName;
+pub use network_config::{DenyAction, LogLimit, NetworkConfig, RouteMode};
 pub use object::{
     ContainerPort, Direction, Key, Namespace, NamespaceScope, NetworkPolicy, Node, Object, Peer, Peers, Pod,
     PortMatch, PortRef, Ports, Protocol, Rule,

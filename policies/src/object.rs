@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{Block, Labels, NamespacedName, Selector};
+use crate::{Block, Labels, NamespacedName, NetworkConfig, Selector};
 
 /// A Namespace. The engine adds the label `kubernetes.io/metadata.name` itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,6 +230,8 @@ pub enum Object {
     Pod(Pod),
     /// A NetworkPolicy.
     Policy(NetworkPolicy),
+    /// The NetworkConfig.
+    Config(NetworkConfig),
 }
 
 impl Object {
@@ -240,6 +242,7 @@ impl Object {
             Object::Node(n) => Key::Node(n.name.clone()),
             Object::Pod(p) => Key::Pod(p.name.clone()),
             Object::Policy(p) => Key::Policy(p.name.clone()),
+            Object::Config(_) => Key::Config,
         }
     }
 }
@@ -255,6 +258,8 @@ pub enum Key {
     Pod(NamespacedName),
     /// A NetworkPolicy.
     Policy(NamespacedName),
+    /// The NetworkConfig: there is one.
+    Config,
 }
 
 impl fmt::Display for Key {
@@ -264,6 +269,7 @@ impl fmt::Display for Key {
             Key::Node(n) => write!(f, "Node {n}"),
             Key::Pod(n) => write!(f, "Pod {n}"),
             Key::Policy(n) => write!(f, "NetworkPolicy {n}"),
+            Key::Config => write!(f, "NetworkConfig {}", NetworkConfig::NAME),
         }
     }
 }

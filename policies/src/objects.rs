@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use crate::pods::{PodIx, Put};
-use crate::{Key, Labels, Namespace, NamespacedName, NetworkPolicy, Node, Object, Pod, Pods};
+use crate::{Key, Labels, Namespace, NamespacedName, NetworkConfig, NetworkPolicy, Node, Object, Pod, Pods};
 
 /// The label that every namespace has, with its own name.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -19,6 +19,7 @@ pub struct Objects {
     nodes: BTreeMap<Arc<str>, Node>,
     pods: Pods,
     policies: BTreeMap<NamespacedName, NetworkPolicy>,
+    config: Option<NetworkConfig>,
 }
 
 impl Objects {
@@ -39,7 +40,7 @@ impl Objects {
                 name_label(&mut namespace.labels, &namespace.name);
                 put(&mut self.namespaces, namespace.name.clone(), namespace).map(Stored::Namespace)
             }
-            Object::Node(node) => put(&mut self.nodes, node.name.clone(), node).map(|_| Stored::Node),
+            Object::Node(node) => put(&mut self.nodes, node.name.clone(), node).map(|_| Stored::Other),
             Object::Pod(pod) if pod.finished => {
                 let (place, before) = self.pods.remove(&pod.name)?;
                 Some(Stored::FinishedPod(place, before))
@@ -48,6 +49,7 @@ impl Objects {
             Object::Policy(policy) => {
                 put(&mut self.policies, policy.name.clone(), policy).map(Stored::Policy)
             }
+            Object::Config(config) => (self.config.replace(config) != self.config).then_some(Stored::Other),
         }
     }
 
@@ -58,6 +60,7 @@ impl Objects {
             Key::Node(name) => drop(self.nodes.remove(name)),
             Key::Pod(name) => drop(self.remove_pod(name)),
             Key::Policy(name) => drop(self.policies.remove(name)),
+            Key::Config => self.config = None,
         }
     }
 
@@ -72,7 +75,7 @@ impl Objects {
         let nodes = self.nodes.into_values().map(Object::Node);
         let policies = self.policies.into_values().map(Object::Policy);
         let pods: Vec<Object> = self.pods.iter().map(Object::Pod).collect();
-        namespaces.chain(nodes).chain(pods).chain(policies)
+        namespaces.chain(nodes).chain(pods).chain(policies).chain(self.config.map(Object::Config))
     }
 
     /// The keys of all objects.
@@ -81,7 +84,7 @@ impl Objects {
         let nodes = self.nodes.keys().cloned().map(Key::Node);
         let pods = self.pods.names().map(Key::Pod);
         let policies = self.policies.keys().cloned().map(Key::Policy);
-        namespaces.chain(nodes).chain(pods).chain(policies)
+        namespaces.chain(nodes).chain(pods).chain(policies).chain(self.config.iter().map(|_| Key::Config))
     }
 
     /// The namespaces, by name.
@@ -104,6 +107,11 @@ impl Objects {
         &self.policies
     }
 
+    /// The NetworkConfig, if there is one.
+    pub fn config(&self) -> Option<&NetworkConfig> {
+        self.config.as_ref()
+    }
+
     /// The labels of a namespace. One that no object describes has its name for a label: pods can be in it.
     pub fn namespace_labels(&self, name: &Arc<str>) -> Labels {
         self.namespaces.get(name).map(|n| n.labels.clone()).unwrap_or_else(|| implied_labels(name))
@@ -121,7 +129,8 @@ impl FromIterator<Object> for Objects {
 /// An object that was stored.
 pub(crate) enum Stored<'o> {
     Namespace(&'o Namespace),
-    Node,
+    /// Nothing that policy depends on.
+    Other,
     Pod(Put),
     /// A pod that was there and has finished is gone: where and what it was.
     FinishedPod(PodIx, Pod),

@@ -39,6 +39,8 @@ pub struct Index {
     on_node: HashMap<Arc<str>, BTreeMap<NamespacedName, Option<Arc<str>>>>,
     /// Counts what changed anything.
     revision: u64,
+    /// What people call the source's newest reading.
+    fingerprint: Arc<str>,
     agents: BTreeMap<AgentId, Agent>,
     /// The agent that speaks for a node.
     speaks_for: HashMap<Arc<str>, AgentId>,
@@ -56,6 +58,8 @@ struct Agent {
     progress: Progress,
     error: String,
     closed: u32,
+    /// What it has said for people.
+    enforced: moat_api::wire::Enforced,
     waits: Waits,
     /// What it was answered last.
     answered: u64,
@@ -91,6 +95,10 @@ struct Touched {
     nodes: BTreeSet<Arc<str>>,
     /// Addresses that a pod had and has not any more.
     moved: BTreeSet<IpAddr>,
+    /// How the network is to be.
+    config: bool,
+    /// What people call the state.
+    fingerprint: bool,
 }
 
 impl Index {
@@ -121,7 +129,25 @@ impl Index {
 
     /// The source says what became different.
     pub fn read(&mut self, changes: Changes) {
+        self.take_in(changes, Touched::default());
+    }
+
+    /// The same, and what people call the state that this leads to.
+    pub fn read_as(&mut self, changes: Changes, fingerprint: &str) {
         let mut touched = Touched::default();
+        if *self.fingerprint != *fingerprint {
+            self.fingerprint = fingerprint.into();
+            touched.fingerprint = true;
+        }
+        self.take_in(changes, touched);
+    }
+
+    /// What people call the source's newest reading.
+    pub fn fingerprint(&self) -> &Arc<str> {
+        &self.fingerprint
+    }
+
+    fn take_in(&mut self, changes: Changes, mut touched: Touched) {
         for key in &changes.delete {
             match key {
                 Key::Pod(name) => self.describe(name, None, &mut touched),
@@ -130,6 +156,10 @@ impl Index {
                     touched.nodes.insert(name.clone());
                 }
                 Key::Namespace(_) | Key::Policy(_) => self.cluster.delete(key),
+                Key::Config => {
+                    self.cluster.delete(key);
+                    touched.config = true;
+                }
             }
         }
         // Nodes first: which addresses their pods may have depends on them.
@@ -146,6 +176,10 @@ impl Index {
         for object in others {
             match object {
                 Object::Pod(pod) => self.describe(&pod.name.clone(), Some(pod), &mut touched),
+                Object::Config(_) => {
+                    self.cluster.apply(object);
+                    touched.config = true;
+                }
                 other => self.cluster.apply(other),
             }
         }
@@ -179,6 +213,7 @@ impl Index {
             progress: Progress::default(),
             error: String::new(),
             closed: 0,
+            enforced: moat_api::wire::Enforced::default(),
             waits: Waits::default(),
             answered: 0,
         };
@@ -230,6 +265,13 @@ impl Index {
         for agent in self.agents.values_mut() {
             agent.waits.came(id, progress);
             agent.answer();
+        }
+    }
+
+    /// An agent says for people what is in force.
+    pub fn enforced(&mut self, id: AgentId, enforced: moat_api::wire::Enforced) {
+        if let Some(agent) = self.agents.get_mut(&id) {
+            agent.enforced = enforced;
         }
     }
 
@@ -307,8 +349,9 @@ impl Index {
     /// Works out what was applied, and notes it with the agents. Returns those whose pods it concerns.
     fn note(&mut self, touched: Touched) -> BTreeSet<AgentId> {
         let deltas: BTreeMap<Arc<str>, NodeDelta> = self.cluster.commit();
-        let Touched { pods, nodes, moved } = touched;
-        if deltas.is_empty() && pods.is_empty() && nodes.is_empty() && moved.is_empty() {
+        let Touched { pods, nodes, moved, config, fingerprint } = touched;
+        let listed = !(deltas.is_empty() && pods.is_empty() && nodes.is_empty() && moved.is_empty());
+        if !(listed || config || fingerprint) {
             return BTreeSet::new();
         }
         self.revision += 1;
@@ -332,6 +375,12 @@ impl Index {
         for agent in self.agents.values_mut() {
             nodes.iter().for_each(|node| agent.pending.node(node));
             agent.pending.moved(&moved);
+            if config {
+                agent.pending.config();
+            }
+            if fingerprint {
+                agent.pending.fingerprint();
+            }
             if agent.pending.is_pressing() {
                 agent.wake.notify_one();
             }
@@ -358,6 +407,8 @@ impl Index {
             view: self.cluster.node(node),
             pods: self.on_node.get(node).unwrap_or(&NONE),
             nodes: self.cluster.objects().nodes(),
+            config: self.cluster.objects().config(),
+            fingerprint: &self.fingerprint,
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moat_api::{Change, Digest, Held, ToldPod};
 use moat_policies::{
-    Element, NamespacedName, Node, NodeDelta, NodeView, ProgramId, SetChange, SetId, SetUpdate,
+    Element, NamespacedName, NetworkConfig, Node, NodeDelta, NodeView, ProgramId, SetChange, SetId, SetUpdate,
 };
 
 /// More single changes of a set than this, and it is told whole.
@@ -25,6 +25,8 @@ pub(super) struct Pending {
     nodes: BTreeSet<Arc<str>>,
     nodes_whole: bool,
     moved: BTreeSet<IpAddr>,
+    config: bool,
+    fingerprint: bool,
 }
 
 /// What of a set is to be told.
@@ -41,6 +43,8 @@ pub(super) struct Truth<'i> {
     pub(super) view: NodeView<'i>,
     pub(super) pods: &'i BTreeMap<NamespacedName, Option<Arc<str>>>,
     pub(super) nodes: &'i BTreeMap<Arc<str>, Node>,
+    pub(super) config: Option<&'i NetworkConfig>,
+    pub(super) fingerprint: &'i Arc<str>,
 }
 
 impl Truth<'_> {
@@ -67,6 +71,9 @@ impl Pending {
         let (now, before): (BTreeSet<_>, _) = (state.programs.keys().copied().collect(), &held.programs);
         let mut pending = Self {
             greet: true,
+            // Short, and so always said.
+            config: true,
+            fingerprint: true,
             sets: sets.map(|id| (*id, Dirt::Whole)).collect(),
             programs: now.symmetric_difference(before).copied().collect(),
             pods_whole: Digest::of_pods(&truth.pods()) != held.pods,
@@ -112,6 +119,16 @@ impl Pending {
         self.moved.extend(addresses);
     }
 
+    /// The network is to be otherwise.
+    pub(super) fn config(&mut self) {
+        self.config = true;
+    }
+
+    /// People call the state otherwise.
+    pub(super) fn fingerprint(&mut self) {
+        self.fingerprint = true;
+    }
+
     /// Whether there is nothing to be told.
     pub(super) fn is_empty(&self) -> bool {
         self.moved.is_empty() && !self.is_pressing()
@@ -120,16 +137,39 @@ impl Pending {
     /// Whether something is to be told that cannot wait. That an address is another's can, a little: before it is handed out
     /// again everybody is waited for.
     pub(super) fn is_pressing(&self) -> bool {
-        let Self { greet, pods, pods_whole, programs, sets, nodes, nodes_whole, moved: _ } = self;
-        let whole = *greet || *pods_whole || *nodes_whole;
+        let Self {
+            greet,
+            pods,
+            pods_whole,
+            programs,
+            sets,
+            nodes,
+            nodes_whole,
+            moved: _,
+            config,
+            fingerprint,
+        } = self;
+        let whole = *greet || *pods_whole || *nodes_whole || *config || *fingerprint;
         whole || !(pods.is_empty() && programs.is_empty() && sets.is_empty() && nodes.is_empty())
     }
 
     /// What is to be told, as it is now. Nothing is, from now on.
     pub(super) fn take(&mut self, truth: &Truth<'_>) -> Change {
-        let Self { greet: _, pods, pods_whole, programs, sets, nodes, nodes_whole, moved } =
-            std::mem::take(self);
+        let Self {
+            greet: _,
+            pods,
+            pods_whole,
+            programs,
+            sets,
+            nodes,
+            nodes_whole,
+            moved,
+            config,
+            fingerprint,
+        } = std::mem::take(self);
         let mut change = Change { pods_whole, nodes_whole, moved, ..Change::default() };
+        change.config = config.then(|| truth.config.cloned().unwrap_or_default());
+        change.fingerprint = fingerprint.then(|| truth.fingerprint.clone());
         for name in pods {
             let pod = truth.pod(&name);
             if !(pods_whole && pod.is_none()) {

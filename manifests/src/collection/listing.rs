@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use moat_policies::{Key, NamespacedName};
+use moat_policies::{Key, NamespacedName, NetworkConfig};
 
 use crate::decode::Identity;
 use crate::error::Place;
@@ -53,6 +53,7 @@ enum Kind {
     Node,
     Pod,
     Policy,
+    Config,
     Workload(WorkloadKind),
 }
 
@@ -154,6 +155,7 @@ impl<'l> Who<'l> {
             Kind::Node => Identity::Object(Key::Node(self.name.into())),
             Kind::Pod => Identity::Object(Key::Pod(self.namespaced_name())),
             Kind::Policy => Identity::Object(Key::Policy(self.namespaced_name())),
+            Kind::Config => Identity::Object(Key::Config),
             Kind::Workload(kind) => Identity::Workload(kind, self.namespaced_name()),
         }
     }
@@ -170,6 +172,7 @@ impl<'l> From<&'l Key> for Who<'l> {
             Key::Node(name) => Self { kind: Kind::Node, namespace: "", name },
             Key::Pod(name) => Self::pod(name),
             Key::Policy(name) => Self { kind: Kind::Policy, ..Self::pod(name) },
+            Key::Config => Self { kind: Kind::Config, namespace: "", name: NetworkConfig::NAME },
         }
     }
 }

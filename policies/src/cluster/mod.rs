@@ -85,7 +85,7 @@ impl Cluster {
     /// An object is there, new or in place of the one with its key.
     pub fn apply(&mut self, object: Object) {
         match self.objects.store(object) {
-            None | Some(Stored::Node) => {}
+            None | Some(Stored::Other) => {}
             Some(Stored::Namespace(namespace)) => {
                 let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
                 self.compiler.describe_namespace(&name, Some(&labels), self.objects.pods());
@@ -117,7 +117,7 @@ impl Cluster {
                 self.objects.remove(key);
                 self.compiler.describe_namespace(name, None, self.objects.pods());
             }
-            Key::Node(_) => self.objects.remove(key),
+            Key::Node(_) | Key::Config => self.objects.remove(key),
             Key::Policy(name) => {
                 self.objects.remove(key);
                 self.compiler.remove_policy(name);
