@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use moat_api::{Change, ToldPod};
 use moat_manifests::{Changes, PodStatus};
 use moat_policies::{
@@ -15,6 +14,7 @@ use moat_policies::{
 };
 
 use crate::dataplane::{HostPorts, Inside, LocalPod, Senders, Update};
+use crate::network::Network;
 use crate::podnet::{Attachment, AttachmentKey, host_ports};
 
 /// The state that updates come from.
@@ -29,8 +29,8 @@ pub struct Desired {
     attachments: BTreeMap<NamespacedName, Attachment>,
     /// Addresses that a pod had at the last update and has not now.
     moved: BTreeSet<IpAddr>,
-    /// Prefixes that are the cluster's besides the nodes'.
-    more_inside: Vec<IpNet>,
+    /// How the network is to be where no NetworkConfig says otherwise.
+    flags: Network,
     /// Somebody else compiles the policies, and tells what they come to. Then there are no policies here, no labels, and no pods
     /// of other nodes.
     told: bool,
@@ -50,7 +50,7 @@ impl Desired {
             states: BTreeMap::new(),
             attachments,
             moved: BTreeSet::new(),
-            more_inside: Vec::new(),
+            flags: Network::default(),
             told: false,
             host_ports: HostPorts::default(),
         }
@@ -94,7 +94,11 @@ impl Desired {
     /// The controller tells a change, everything that goes named in it.
     pub fn hear(&mut self, change: Change) -> Update {
         debug_assert!(self.told && !change.pods_whole && !change.nodes_whole);
-        let nodes = !change.nodes.is_empty();
+        let configured = change.config.is_some();
+        let nodes = configured || !change.nodes.is_empty();
+        if let Some(config) = change.config {
+            self.cluster.apply(Object::Config(config));
+        }
         for (name, node) in change.nodes {
             match node {
                 Some(node) => self.cluster.apply(Object::Node(node)),
@@ -106,7 +110,8 @@ impl Desired {
             self.put(&name, pod);
         }
         let (senders, inside) = nodes.then(|| self.about_nodes()).unzip();
-        let mut update = Update { senders, inside, ..self.commit() };
+        let live = configured.then(|| self.network().live());
+        let mut update = Update { senders, inside, live, ..self.commit() };
         update.policy = change.policy;
         update.moved.extend(change.moved);
         update
@@ -127,7 +132,8 @@ impl Desired {
 
     /// There is a new reading: this is what became different.
     pub fn read(&mut self, changes: Changes) -> Update {
-        let nodes = changes.are_about(|key| matches!(key, Key::Node(_)));
+        let configured = changes.are_about(|key| matches!(key, Key::Config));
+        let nodes = configured || changes.are_about(|key| matches!(key, Key::Node(_)));
         for key in &changes.delete {
             match key {
                 Key::Pod(name) => self.put(name, None),
@@ -148,20 +154,25 @@ impl Desired {
             self.put(&pod, self.description(&pod));
         }
         let (senders, inside) = nodes.then(|| self.about_nodes()).unzip();
-        Update { senders, inside, ..self.commit() }
+        let live = configured.then(|| self.network().live());
+        Update { senders, inside, live, ..self.commit() }
     }
 
-    /// These are the cluster's, too, or are to be treated so: what pods send there is theirs.
-    pub fn also_inside(mut self, more: Vec<IpNet>) -> Self {
-        self.more_inside = more;
-        self
+    /// The same, on a node whose flags say this of the network.
+    pub fn flagged(self, flags: Network) -> Self {
+        Self { flags, ..self }
+    }
+
+    /// How the network is to be.
+    pub fn network(&self) -> Network {
+        self.flags.under(self.objects().config())
     }
 
     /// Who may send what through a tunnel to this node, and what is the cluster's.
     fn about_nodes(&self) -> (Senders, Inside) {
         let Some(local) = self.node() else { return Default::default() };
         let others = self.other_nodes();
-        (Senders::of(local, &others), Inside::of(local, &others, &self.more_inside))
+        (Senders::of(local, &others), Inside::of(local, &others, &self.network().inside))
     }
 
     /// A pod of this node has an interface from now on.

@@ -24,6 +24,7 @@ pub mod fuzzing;
 pub mod guard;
 pub mod http;
 pub mod metrics;
+pub mod network;
 pub mod podnet;
 pub mod readiness;
 mod requests;

@@ -13,6 +13,7 @@ use moat_agent::cni_files::CniFolders;
 use moat_agent::dataplane::{Limits, PodToNode};
 use moat_agent::doctor::{self, DoctorArgs};
 use moat_agent::guard;
+use moat_agent::network::Network;
 use moat_agent::podnet::Mode;
 use moat_agent::run::{self, Options};
 use moat_agent::source::{Controllers, Endpoint, Source, Trust};
@@ -231,10 +232,13 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         listen: args.listen,
         owner: !args.no_owner,
         address_rest: Duration::from_secs(args.address_rest),
-        mode: args.network.mode,
-        mtu: args.network.mtu,
-        masquerade: !args.network.no_masquerade,
-        inside: args.network.masquerade_except,
+        network: Network {
+            mode: args.network.mode,
+            mtu: args.network.mtu,
+            masquerade: !args.network.no_masquerade,
+            inside: args.network.masquerade_except,
+            ..Network::default()
+        },
         pod_to_node: args.pod_to_node,
         limits: Limits {
             classes: args.limits.max_classes_per_pod,

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use ipnet::IpNet;
 use moat_manifests::{Errors, Folders, Reading};
 use moat_policies::{Key, NamespacedName};
 use tokio::sync::{mpsc, watch};
@@ -26,7 +25,8 @@ use crate::flows::{FlowNumbers, Flows};
 use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::podnet::{Attachment, Mode, PodNet, PodNetConfig};
+use crate::network::Network;
+use crate::podnet::{Attachment, PodNet, PodNetConfig};
 use crate::readiness::{Nth, Readiness};
 use crate::source::{self, News, Outbox, Source, Told};
 
@@ -51,14 +51,8 @@ pub struct Options {
     pub owner: bool,
     /// How long an address rests between two pods.
     pub address_rest: Duration,
-    /// How packets get to the pods of other nodes.
-    pub mode: Mode,
-    /// Whether what leaves the cluster leaves in the node's name.
-    pub masquerade: bool,
-    /// What is the cluster's besides the nodes' addresses and podCIDRs, or is to be treated so.
-    pub inside: Vec<IpNet>,
-    /// The MTU of the pods' links, where it is not to follow from the node's.
-    pub mtu: Option<u32>,
+    /// How the network is to be where no NetworkConfig says otherwise.
+    pub network: Network,
     /// What pods, policies and the node may ask of the kernel.
     pub limits: Limits,
     /// Whether policy decides what a pod may send to its own node.
@@ -71,16 +65,24 @@ struct Name {
     text: String,
     /// Connection and revision.
     told: Option<(u64, u64)>,
+    /// What people call what they have applied; empty where no controller has said it.
+    fingerprint: Arc<str>,
 }
 
 impl Name {
     fn of(news: &News) -> Self {
         match news {
-            News::Read(reading) => Self { text: reading.fingerprint.clone(), told: None },
-            News::Told(told) => {
-                Self { text: told.name.clone(), told: Some((told.connection, told.revision)) }
+            News::Read(reading) => {
+                Self { text: reading.fingerprint.clone(), told: None, fingerprint: Arc::default() }
             }
-            News::Refused(_) | News::Alone(_) => Self { text: String::new(), told: None },
+            News::Told(told) => Self {
+                text: told.name.clone(),
+                told: Some((told.connection, told.revision)),
+                fingerprint: told.fingerprint.clone(),
+            },
+            News::Refused(_) | News::Alone(_) => {
+                Self { text: String::new(), told: None, fingerprint: Arc::default() }
+            }
         }
     }
 }
@@ -139,22 +141,29 @@ impl Agent {
         match news {
             News::Read(Reading { changes, fingerprint: _ }) => {
                 changes.warnings.iter().for_each(|w| warn!("{w}"));
-                let nodes = changes.are_about(|key| matches!(key, Key::Node(_)));
-                self.apply(name, nodes, |desired| desired.read(changes)).await;
+                let network = changes.are_about(|key| matches!(key, Key::Node(_) | Key::Config));
+                self.apply(name, network, |desired| desired.read(changes)).await;
             }
             News::Told(Told { change, .. }) => {
-                let nodes = !change.nodes.is_empty();
-                self.apply(name, nodes, |desired| desired.hear(change)).await;
+                let network = !change.nodes.is_empty() || change.config.is_some();
+                self.apply(name, network, |desired| desired.hear(change)).await;
             }
             News::Refused(errors) => refused(&self.readiness, &self.metrics, &errors),
             News::Alone(why) => alone(&self.readiness, &why),
         }
     }
 
-    /// Puts a reading, or what a controller told, in force.
-    async fn apply(&self, name: Name, nodes: bool, change: impl FnOnce(&mut Desired) -> Update) {
+    /// Puts a reading, or what a controller told, in force; `network`: it is about nodes or the network.
+    async fn apply(&self, name: Name, network: bool, change: impl FnOnce(&mut Desired) -> Update) {
         let nth = self.readiness.reading();
-        match self.change(change).done().await {
+        let before = self.desired().network();
+        let ticket = self.change(change);
+        let now = self.desired().network();
+        if before.tunnel() && !now.tunnel() {
+            // Before the tables let go of what they ask of its frames.
+            self.tell_network().await;
+        }
+        match ticket.done().await {
             Ok(cut) => {
                 self.metrics.readings.inc();
                 if let Some((connection, revision)) = name.told {
@@ -172,17 +181,20 @@ impl Agent {
                 self.readiness.failed(error.to_string());
             }
         }
-        if nodes {
-            self.tell_nodes().await;
+        if network {
+            self.tell_network().await;
         }
     }
 
-    /// Makes the routes to the other nodes.
-    async fn tell_nodes(&self) {
-        let (node, others) = {
+    /// Makes the way to the other nodes, and the pods' links, as they are to be.
+    async fn tell_network(&self) {
+        let (network, node, others) = {
             let desired = self.desired();
-            (desired.node().cloned(), desired.other_nodes())
+            (desired.network(), desired.node().cloned(), desired.other_nodes())
         };
+        if let Err(error) = self.podnet.shape(network.mode, network.mtu).await {
+            warn!("not all links of pods are as they must be: {:#}", anyhow::Error::new(error));
+        }
         let Some(node) = node else { return };
         if let Err(error) = self.podnet.set_nodes(&node, &others).await {
             warn!("not all routes are as they must be: {:#}", anyhow::Error::new(error));
@@ -238,7 +250,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     agent.readiness.applied(agent.readiness.reading(), name.text.clone());
     if let Some((connection, revision)) = name.told {
         agent.outbox.in_force(connection, revision, agent.dataplane.closed().borrow().len());
-        agent.outbox.followed(connection, revision);
+        agent.outbox.followed(connection, revision, &name.fingerprint);
     }
     info!(node = %options.node, "ready");
 
@@ -281,14 +293,14 @@ async fn start(
 ) -> anyhow::Result<Agent> {
     let mut podnet = PodNetConfig::new(&options.state_dir);
     podnet.address_rest = options.address_rest;
-    (podnet.mode, podnet.mtu) = (options.mode, options.mtu);
+    (podnet.mode, podnet.mtu) = (options.network.mode, options.network.mtu);
     podnet.notes = Some(moat_cni::note::folder(&options.run_dir.join("agent.sock")));
     let podnet = tokio::task::spawn_blocking(move || PodNet::open(podnet))
         .await?
         .context("cannot take the pod network over")?;
     let mut desired = Desired::new(options.node.clone(), podnet.attachments())
         .limited(options.limits.of_the_engine())
-        .also_inside(options.inside.clone());
+        .flagged(options.network.clone());
     let update = match first {
         News::Read(Reading { changes, fingerprint: _ }) => {
             changes.warnings.iter().for_each(|w| warn!("{w}"));
@@ -301,13 +313,7 @@ async fn start(
         News::Refused(_) | News::Alone(_) => bail!("the source has not said anything yet"),
     };
     outbox.begin(podnet.attachments());
-    let tunnel = options.mode != Mode::Routed;
-    let mut layout = LayoutConfig {
-        tunnel,
-        masquerade: options.masquerade,
-        pod_to_node: options.pod_to_node,
-        ..LayoutConfig::default()
-    };
+    let mut layout = LayoutConfig { pod_to_node: options.pod_to_node, ..LayoutConfig::default() };
     match desired.node() {
         None => warn!("nothing describes Node {}: no pod gets an address before one does", options.node),
         Some(node) => {
@@ -321,7 +327,8 @@ async fn start(
         Ok(able) => able,
         Err(refused) => bail!("this host is refused:\n{refused}"),
     };
-    (layout.masquerade, layout.host_ports) = (layout.masquerade && able.translate, able.translate);
+    layout.host_ports = able.translate;
+    layout = layout.with(desired.network().live());
     // This program as it runs, whatever its file is by now.
     let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
     let log = DropLogConfig::of(&layout);
@@ -343,7 +350,7 @@ async fn start(
     let flows = flows.context("cannot look after connections")?;
     metrics.dataplane(dataplane.stats().clone());
     metrics.flows(FlowNumbers(flows.stats().clone()));
-    tell_closed(dataplane.closed(), readiness.clone());
+    tell_closed(dataplane.closed(), readiness.clone(), outbox.clone());
     metrics.readings.inc();
     let followed = follow(readiness.clone(), outbox.clone());
     let desired = Arc::new(Mutex::new(desired));
@@ -368,16 +375,18 @@ async fn start(
         metrics,
     };
     agent.metrics.attachments(agent.podnet.attachments().len());
-    agent.tell_nodes().await;
+    agent.tell_network().await;
     Ok(agent)
 }
 
 /// Says who is closed, whenever that changes.
-fn tell_closed(mut closed: watch::Receiver<Closed>, readiness: Arc<Readiness>) {
+fn tell_closed(mut closed: watch::Receiver<Closed>, readiness: Arc<Readiness>, outbox: Arc<Outbox>) {
     readiness.closed(closed.borrow_and_update().clone());
     tokio::spawn(async move {
         while closed.changed().await.is_ok() {
-            readiness.closed(closed.borrow_and_update().clone());
+            let closed = closed.borrow_and_update().clone();
+            outbox.closed(closed.len());
+            readiness.closed(closed);
         }
     });
 }
@@ -389,7 +398,7 @@ fn follow(readiness: Arc<Readiness>, outbox: Arc<Outbox>) -> mpsc::UnboundedSend
         while let Some((nth, name, cut)) = readings.recv().await {
             cut.done().await;
             if let Some((connection, revision)) = name.told {
-                outbox.followed(connection, revision);
+                outbox.followed(connection, revision, &name.fingerprint);
             }
             readiness.applied(nth, name.text);
         }

@@ -48,8 +48,8 @@ pub use counters::DropCounters;
 pub use error::Error;
 pub use judge::{Flow, Judge, Ruling};
 pub use layout::{
-    DropPoint, DropReason, HostPorts, Inside, LayoutConfig, LocalPod, NET_TABLE, PodToNode, Senders, TABLE,
-    TUNNEL_PORT, VETH_PREFIX,
+    DropPoint, DropReason, HostPorts, Inside, LayoutConfig, Live, LocalPod, NET_TABLE, PodToNode, Senders,
+    TABLE, TUNNEL_PORT, VETH_PREFIX,
 };
 pub(crate) use leave::leave;
 pub use stats::Stats;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moat_policies::{AllowSet, Element, NamespacedName, NodeDelta, SetChange, SetId, SetUpdate};
 
-use super::layout::{HostPorts, Inside, LocalPod, Senders};
+use super::layout::{HostPorts, Inside, Live, LocalPod, Senders};
 
 /// A change of what the kernel is to enforce.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,6 +24,8 @@ pub struct Update {
     pub inside: Option<Inside>,
     /// Where ports of the node lead, where that has changed.
     pub host_ports: Option<HostPorts>,
+    /// What of the layout may change, where it has.
+    pub live: Option<Live>,
 }
 
 impl Update {
@@ -35,6 +37,7 @@ impl Update {
             && self.senders.is_none()
             && self.inside.is_none()
             && self.host_ports.is_none()
+            && self.live.is_none()
     }
 
     /// Adds what came later: the result does what this one and then `later` do.
@@ -44,6 +47,7 @@ impl Update {
         self.senders = later.senders.or(self.senders.take());
         self.inside = later.inside.or(self.inside.take());
         self.host_ports = later.host_ports.or(self.host_ports.take());
+        self.live = later.live.or(self.live);
         self.policy.pods.extend(later.policy.pods);
         self.policy.programs.extend(later.policy.programs);
         for (id, change) in later.policy.sets {

@@ -19,7 +19,7 @@ use super::concern::Concern;
 use super::culprits::{Failed, culprits};
 use super::error::Error;
 use super::kernel::{Kernel, PREDECESSOR};
-use super::layout::Table;
+use super::layout::{Live, Table};
 use super::op::Plan;
 use super::state::State;
 use super::stats::Stats;
@@ -303,9 +303,10 @@ impl Writer {
         }
         let state = self.state.clone();
         let mut state = write(&state);
+        let laid_out = update.live.map_or(Ok(()), |live| self.lay_out(&mut state, live));
         let plan = state.advance(&update);
         let suspects = update.policy.pods.keys().chain(update.pods.keys()).cloned().collect();
-        let result = self.carry_out(&mut state, plan, &suspects);
+        let result = self.carry_out(&mut state, plan, &suspects).and(laid_out);
         self.tell_closed(&state);
         let concern = state.take_concern();
         drop(state);
@@ -315,6 +316,22 @@ impl Writer {
             // Who no longer waits does not want to know.
             let _ = done.send(result.clone());
         }
+    }
+
+    /// Writes the whole layout anew, as it is to be from now on, in one transaction. No verdict changes with it, so no connection
+    /// is looked at. Where the kernel refuses, the layout stays as it was.
+    fn lay_out(&mut self, state: &mut State, live: Live) -> Result<(), Error> {
+        let Some(before) = state.lay_out(live) else { return Ok(()) };
+        // Where a restoration is due, the new layout comes with it.
+        if self.restore_at.is_some() {
+            return Ok(());
+        }
+        let Err(failed) = self.resync(state) else { return Ok(()) };
+        Stats::count(&self.stats.refusals);
+        state.lay_out_as_before(before);
+        let refused = anyhow::Error::new(failed.error.clone());
+        error!("the network cannot be as it is configured, and stays as it was: {refused:#}");
+        Err(failed.error)
     }
 
     /// Gives all connections the fast path.

@@ -129,6 +129,13 @@ impl PodNet {
         self.blocking(move |node| node.set_nodes(&local, &others)).await
     }
 
+    /// How packets get to other nodes' pods from now on, and the MTU of the pods' links (`None`: it follows from the node's). What
+    /// leads to the nodes that were told last is made so, and the links of pods that are there get the MTU. Cheap when nothing
+    /// changed. One link that cannot be changed keeps none of the others from it.
+    pub async fn shape(&self, mode: Mode, mtu: Option<u32>) -> Result<(), PodNetError> {
+        self.in_lane(&self.lanes.make, move |node| node.shape(mode, mtu)).await
+    }
+
     /// [`PodNet::set_nodes`] once more with what it was told last: makes again what is not there any more, and looks anew
     /// who shares a link with this node.
     pub async fn refresh(&self) -> Result<(), PodNetError> {

@@ -25,7 +25,7 @@ use super::ports;
 use super::sysctl;
 use super::uplink;
 use super::wire;
-use super::{PodNetConfig, PodNetError, Prepare};
+use super::{Mode, PodNetConfig, PodNetError, Prepare};
 
 /// The MTU of a pod whose node's links are not known.
 const DEFAULT_MTU: u32 = 1500;
@@ -62,6 +62,10 @@ pub(crate) struct State {
     /// Links of which nobody knows whose they are, and the addresses that they may hold.
     pub(crate) closed: BTreeMap<String, Vec<IpAddr>>,
     mtu: u32,
+    /// How packets get to the pods of other nodes.
+    mode: Mode,
+    /// The pods' MTU where it does not follow from the node's link.
+    fixed_mtu: Option<u32>,
     /// What was last said about nodes without a route, so that it is said once.
     skipped: BTreeSet<String>,
     /// This node and the others, as they were last told.
@@ -76,7 +80,8 @@ impl State {
         config: &PodNetConfig,
     ) -> Self {
         let mtu = config.mtu.unwrap_or(DEFAULT_MTU);
-        Self { ipam, journal, closed, mtu, skipped: BTreeSet::new(), nodes: None }
+        let (mode, fixed_mtu) = (config.mode, config.mtu);
+        Self { ipam, journal, closed, mtu, mode, fixed_mtu, skipped: BTreeSet::new(), nodes: None }
     }
 
     /// An attachment is gone, and its link with it.
@@ -187,12 +192,7 @@ impl NodeNetwork {
         failpoint::reach("before the record");
         let mut state = self.state();
         let families = [true, false].map(|ipv4| state.ipam.gives(ipv4));
-        ports::can_be_had(
-            &request.host_ports,
-            families,
-            self.config.mode,
-            state.journal.contents().attachments(),
-        )?;
+        ports::can_be_had(&request.host_ports, families, state.mode, state.journal.contents().attachments())?;
         let addresses = state.ipam.allocate(self.clock.now())?;
         let (host_mac, pod_mac) = macs(addresses.v4, addresses.v6);
         let attachment = Attachment {
@@ -348,14 +348,14 @@ impl NodeNetwork {
             }
             Ok::<_, PodNetError>(())
         })??;
-        let mode = self.config.mode;
+        let mode = self.state().mode;
         let seen = self.netlink(|netlink| Ok(uplink::see(netlink, local, others, mode)?))?;
         let wanted = uplink::wanted::wanted(local, others, mode, &seen);
         {
             let mut state = self.state();
             let reserved = local.addresses.iter().chain(others.iter().flat_map(|node| &node.addresses));
             state.ipam.set_blocks(v4, v6, reserved.copied().collect());
-            state.mtu = self.config.mtu.unwrap_or(wanted.pod_mtu);
+            state.mtu = state.fixed_mtu.unwrap_or(wanted.pod_mtu);
             let skipped: BTreeSet<String> = wanted.skipped.iter().cloned().collect();
             for skip in skipped.difference(&state.skipped) {
                 warn!("{skip}");
@@ -364,6 +364,48 @@ impl NodeNetwork {
             state.nodes = Some((local.clone(), others.to_vec()));
         }
         self.netlink(|netlink| uplink::follow(netlink, &self.node, &wanted))
+    }
+
+    pub(crate) fn shape(&self, mode: Mode, mtu: Option<u32>) -> Result<(), PodNetError> {
+        let turn = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut state = self.state();
+            if (state.mode, state.fixed_mtu) == (mode, mtu) {
+                return Ok(());
+            }
+            (state.mode, state.fixed_mtu) = (mode, mtu);
+            state.mtu = mtu.unwrap_or(state.mtu);
+        }
+        drop(turn);
+        let led = self.refresh();
+        let wanted = {
+            let state = self.state();
+            // What follows from links is not known before the nodes are; the pods' links are then as an agent before made them.
+            if mtu.is_none() && state.nodes.is_none() {
+                return led;
+            }
+            state.mtu
+        };
+        let others = self.attachments().into_iter().filter(|a| a.mtu != wanted);
+        let stretched: Vec<_> = others.map(|a| self.stretch(Attachment { mtu: wanted, ..a })).collect();
+        stretched.into_iter().fold(led, Result::and)
+    }
+
+    /// Gives the link of an attachment the MTU that it is to have.
+    fn stretch(&self, attachment: Attachment) -> Result<(), PodNetError> {
+        // Recorded first: else what watches over links would take the new MTU back.
+        let key = attachment.key();
+        let mut state = self.state();
+        if state.journal.contents().get(&key).is_none() {
+            return Ok(());
+        }
+        state.journal.attach(attachment.clone())?;
+        drop(state);
+        match self.mend(&attachment) {
+            // It went meanwhile.
+            Err(_) if self.attachment(&key).is_none() => Ok(()),
+            mended => mended.map(drop),
+        }
     }
 
     pub(crate) fn refresh(&self) -> Result<(), PodNetError> {

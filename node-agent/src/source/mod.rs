@@ -12,6 +12,8 @@ mod kept;
 mod outbox;
 mod stream;
 
+use std::sync::Arc;
+
 use moat_api::Change;
 use moat_manifests::{Errors, Folders, Reading};
 
@@ -62,6 +64,8 @@ pub(crate) struct Told {
     pub(crate) revision: u64,
     /// Names the state, for people.
     pub(crate) name: String,
+    /// What people call what they have applied, as of this revision.
+    pub(crate) fingerprint: Arc<str>,
     /// What changes. Everything that goes is named.
     pub(crate) change: Change,
 }

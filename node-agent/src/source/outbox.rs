@@ -27,6 +27,9 @@ struct State {
     connected: bool,
     applied: wire::Applied,
     applied_is_news: bool,
+    /// For people; said to every connection anew.
+    enforced: wire::Enforced,
+    enforced_is_news: bool,
     /// The interfaces that there are; `None` before that is known.
     attached: Option<BTreeMap<NamespacedName, Attached>>,
     /// Pods of which this connection has not been told the newest.
@@ -106,14 +109,33 @@ impl Outbox {
         });
     }
 
-    /// Connections that were there follow this revision, too.
-    pub(crate) fn followed(&self, connection: u64, revision: u64) {
+    /// Connections that were there follow this revision, too; so what people applied is in force that has this fingerprint.
+    pub(crate) fn followed(&self, connection: u64, revision: u64, fingerprint: &str) {
         self.applied(connection, |applied| applied.followed = revision);
+        self.enforced(|enforced, applied| {
+            fingerprint.clone_into(&mut enforced.fingerprint);
+            enforced.error.clone_from(&applied.error);
+            enforced.closed = applied.closed;
+        });
     }
 
     /// The newest revision is not in force.
     pub(crate) fn failed(&self, connection: u64, error: String) {
+        self.enforced(|enforced, _| enforced.error.clone_from(&error));
         self.applied(connection, |applied| applied.error = error);
+    }
+
+    /// So many pods are closed.
+    pub(crate) fn closed(&self, closed: usize) {
+        self.enforced(|enforced, _| enforced.closed = u32::try_from(closed).unwrap_or(u32::MAX));
+    }
+
+    fn enforced(&self, change: impl FnOnce(&mut wire::Enforced, &wire::Applied)) {
+        self.change(|state| {
+            let before = state.enforced.clone();
+            change(&mut state.enforced, &state.applied);
+            state.enforced_is_news |= state.enforced != before;
+        });
     }
 
     fn applied(&self, connection: u64, change: impl FnOnce(&mut wire::Applied)) {
@@ -133,6 +155,7 @@ impl Outbox {
             state.connected = true;
             state.applied = wire::Applied::default();
             state.applied_is_news = false;
+            state.enforced_is_news = true;
             state.whole = true;
         });
         self.announced.send_replace(Some(0));
@@ -181,6 +204,9 @@ impl State {
         }
         if std::mem::take(&mut self.applied_is_news) {
             news.push(from_agent::What::Applied(self.applied.clone()));
+        }
+        if std::mem::take(&mut self.enforced_is_news) {
+            news.push(from_agent::What::Enforced(self.enforced.clone()));
         }
         news
     }

@@ -89,7 +89,7 @@ impl Follow {
         if !told.nodes.is_empty() || !told.pods.is_empty() {
             let name = "the last that was kept".to_owned();
             let change = moat_api::Told::default().take(told.whole());
-            let told = Told { connection: 0, revision: 0, name, change };
+            let told = Told { connection: 0, revision: 0, name, fingerprint: Arc::default(), change };
             if self.news.send(News::Told(told)).await.is_err() {
                 return;
             }
@@ -176,14 +176,18 @@ impl Follow {
         from: &mut Streaming<wire::FromController>,
     ) -> Result<std::convert::Infallible, Lost> {
         let mut greeted = false;
+        let mut fingerprint: Arc<str> = Arc::default();
         loop {
             match from.message().await?.ok_or(Lost::HungUp)?.what {
                 Some(from_controller::What::Update(update)) => {
                     let change = self.take(update.clone(), !std::mem::replace(&mut greeted, true))?;
+                    // Said first of all, and then whenever it is another.
+                    fingerprint = change.fingerprint.clone().unwrap_or(fingerprint);
                     let told = Told {
                         connection: self.connections,
                         revision: update.revision,
                         name: format!("{controller}/{}", update.revision),
+                        fingerprint: fingerprint.clone(),
                         change,
                     };
                     // Whoever puts it in force is not hurried: meanwhile the controller is not read, and keeps the rest.

@@ -13,18 +13,24 @@
 //! pod's interface. The second lets each pair of interfaces have so many log records a second, so that a noisy pod hides
 //! nobody else's drops; the set that remembers the pairs is the kernel's own, and where it is full, nothing is logged. The third
 //! drops, whatever became of the others.
+//!
+//! Where a denial is told to who is denied, rules that reject stand before the last one, for the first packets of connections and
+//! never for strangers: what a pod sent may always be answered, what came to a pod only if it is the cluster's.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moat_nfnetlink::nft::{Element, Field, IfName, Limit, Log, Rule, Set, Source, Verdict};
-use moat_policies::Direction;
+use moat_nfnetlink::nft::{
+    Element, Field, IcmpError, IfName, Limit, Log, Reject, Rule, Set, Source, Value, Verdict, ct_state,
+};
+use moat_policies::{DenyAction, Direction, LogLimit};
 
+use super::LayoutConfig;
+use super::fixed::{v4, v6};
+use super::masquerade;
 use super::names::{self, Table};
 
-/// How many log records each pair of interfaces may have.
-const LOG_LIMIT: Limit = Limit { rate: 10, per: Duration::from_secs(1), burst: 20 };
 /// Pairs of interfaces that are remembered at most, and how long after their last drop.
 const LOG_PAIRS: u32 = 4096;
 const LOG_MEMORY: Duration = Duration::from_secs(60);
@@ -144,9 +150,13 @@ impl DropPoint {
         Element::new(ifname)
     }
 
-    /// The set that remembers which pairs of interfaces were logged how often.
-    pub(crate) fn pairs(self, table: Table) -> Set {
-        let name = format!("log-{self}");
+    /// The set that remembers which pairs of interfaces were logged how often. What it remembers has the limit in it: with another
+    /// limit it is another set.
+    pub(crate) fn pairs(self, table: Table, limit: LogLimit) -> Set {
+        let name = match limit == LogLimit::default() {
+            true => format!("log-{self}"),
+            false => format!("log-{self}-{}-{}", limit.rate, limit.burst),
+        };
         let set = match table {
             Table::Inet | Table::Net => Set::new(name, names::key([Field::IfName, Field::IfName])),
             Table::Netdev => Set::new(name, Field::IfName),
@@ -155,7 +165,7 @@ impl DropPoint {
     }
 
     /// The rules that its chain ends with.
-    pub(super) fn rules(self, table: Table, log_group: u16) -> [Rule; 3] {
+    pub(super) fn rules(self, table: Table, config: &LayoutConfig) -> Vec<Rule> {
         let interface = match self.direction {
             Direction::Egress => Source::IIFNAME,
             Direction::Ingress => Source::OIFNAME,
@@ -166,16 +176,49 @@ impl DropPoint {
             Table::Netdev => &[Source::IIFNAME],
         };
         let log = Log {
-            group: log_group,
+            group: config.log_group,
             prefix: Arc::from(format!("moat {self}")),
             snaplen: Some(LOG_BYTES),
             threshold: None,
         };
-        [
-            Rule::new().count_in(self.name()).lookup([interface], self.pods().name().clone()),
-            Rule::new().meter(pair, self.pairs(table).name().clone(), LOG_LIMIT).log(log),
-            Rule::new().verdict(Verdict::Drop),
-        ]
+        let mut rules =
+            vec![Rule::new().count_in(self.name()).lookup([interface], self.pods().name().clone())];
+        let LogLimit { rate, burst } = config.drop_log;
+        if rate > 0 {
+            let limit = Limit { rate: rate.into(), per: Duration::from_secs(1), burst };
+            let pairs = self.pairs(table, config.drop_log);
+            rules.push(Rule::new().meter(pair, pairs.name().clone(), limit).log(log));
+        }
+        if self.reason == DropReason::Policy && config.deny == DenyAction::Reject {
+            rules.extend(self.rejections());
+        }
+        rules.push(Rule::new().verdict(Verdict::Drop));
+        rules
+    }
+
+    /// Tells who sent a connection's first packet that it is denied. A connection that is there already is not reset: it may be
+    /// allowed again, and both ends then find it as it was.
+    fn rejections(self) -> Vec<Rule> {
+        const TCP: u8 = 6;
+        let first = || Rule::new().neq(Source::CT_STATE, Value::CtState(ct_state::ESTABLISHED));
+        let of_the_cluster = |ipv4: bool| {
+            let (rule, source) =
+                if ipv4 { (v4(first()), Source::IP_SADDR) } else { (v6(first()), Source::IP6_SADDR) };
+            rule.lookup([source, Source::L4PROTO], masquerade::inside(ipv4).name().clone())
+        };
+        let senders = match self.direction {
+            // The pod's own, by its veth.
+            Direction::Egress => vec![first()],
+            // Who asks from outside learns nothing, also not that there is a pod.
+            Direction::Ingress => vec![of_the_cluster(true), of_the_cluster(false)],
+        };
+        let both = |sender: Rule| {
+            [
+                sender.clone().eq(Source::L4PROTO, TCP).reject(Reject::TcpReset),
+                sender.neq(Source::L4PROTO, TCP).reject(Reject::Icmp(IcmpError::AdminProhibited)),
+            ]
+        };
+        senders.into_iter().flat_map(both).collect()
     }
 }
 

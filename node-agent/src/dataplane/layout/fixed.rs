@@ -95,7 +95,7 @@ fn drop_chain(table: Table, point: DropPoint, config: &LayoutConfig) -> ChainRul
         // A connection that is judged anew: what is denied one way is denied the other.
         rules.push(revoke(config));
     }
-    rules.extend(point.rules(table, config.log_group));
+    rules.extend(point.rules(table, config));
     ChainRules { table, chain: Chain::new(point.name()), rules }
 }
 

@@ -44,10 +44,20 @@ impl Inside {
         [
             (set("own", true), prefixes(&self.own, true)),
             (set("own", false), prefixes(&self.own, false)),
-            (set("inside", true), prefixes(&self.all, true)),
-            (set("inside", false), prefixes(&self.all, false)),
+            (inside(true), prefixes(&self.all, true)),
+            (inside(false), prefixes(&self.all, false)),
         ]
     }
+
+    /// Those of what is the cluster's.
+    pub(crate) fn sets_of_all(&self) -> [(Set, Vec<Element>); 2] {
+        [(inside(true), prefixes(&self.all, true)), (inside(false), prefixes(&self.all, false))]
+    }
+}
+
+/// The set of what is the cluster's. Each table that asks has its own.
+pub(super) fn inside(ipv4: bool) -> Set {
+    set("inside", ipv4)
 }
 
 /// A set of prefixes. The second field is always the whole range, as in an allow set's.
@@ -67,7 +77,7 @@ pub(crate) fn chain(config: &LayoutConfig) -> Option<ChainRules> {
         // First of all whether it is for a pod of this node: that is cheap to ask, and the sets are not.
         family(Rule::new().then(veth(Source::OIFNAME, Cmp::Neq)))
             .lookup([from, Source::L4PROTO], set("own", ipv4).name().clone())
-            .lookup_missing([to, Source::L4PROTO], set("inside", ipv4).name().clone())
+            .lookup_missing([to, Source::L4PROTO], inside(ipv4).name().clone())
             .then(Statement::Masquerade)
     };
     let base =

@@ -38,7 +38,7 @@ mod veth;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use moat_nfnetlink::nft::{Chain, Element, IfName, Rule, Value, Verdict};
-use moat_policies::{Direction, ProgramId};
+use moat_policies::{DenyAction, Direction, LogLimit, ProgramId};
 
 pub use drops::{DropPoint, DropReason};
 pub(crate) use fixed::{chains as fixed_chains, forward};
@@ -86,6 +86,23 @@ pub struct LayoutConfig {
     pub host_ports: bool,
     /// Whether policy decides what a pod may send to its own node.
     pub pod_to_node: PodToNode,
+    /// What becomes of a packet that no policy allows.
+    pub deny: DenyAction,
+    /// How many dropped packets are logged.
+    pub drop_log: LogLimit,
+}
+
+/// What of the layout may change while it is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Live {
+    /// See [`LayoutConfig::tunnel`].
+    pub tunnel: bool,
+    /// See [`LayoutConfig::masquerade`].
+    pub masquerade: bool,
+    /// See [`LayoutConfig::deny`].
+    pub deny: DenyAction,
+    /// See [`LayoutConfig::drop_log`].
+    pub drop_log: LogLimit,
 }
 
 /// Who decides what a pod may send to its own node. What the node sends to its own pods always passes.
@@ -109,7 +126,17 @@ impl Default for LayoutConfig {
             masquerade: false,
             host_ports: false,
             pod_to_node: PodToNode::Allow,
+            deny: DenyAction::default(),
+            drop_log: LogLimit::default(),
         }
+    }
+}
+
+impl LayoutConfig {
+    /// The same with these. Where the kernel translates no addresses, and so no ports either, nothing is masqueraded.
+    pub fn with(&self, live: Live) -> Self {
+        let Live { tunnel, masquerade, deny, drop_log } = live;
+        Self { tunnel, masquerade: masquerade && self.host_ports, deny, drop_log, ..self.clone() }
     }
 }
 

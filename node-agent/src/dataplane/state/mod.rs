@@ -21,8 +21,8 @@ use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
 use super::judge;
 use super::layout::{
-    self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, LocalPod, PodSet, PodVerdict,
-    Senders, Table,
+    self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, Live, LocalPod, PodSet,
+    PodVerdict, Senders, Table,
 };
 use super::op::{Op, Plan};
 use super::update::Update;
@@ -299,6 +299,17 @@ impl State {
         }
     }
 
+    /// What of the layout may change; returns what it was, if that is something else. The whole layout is to be written then.
+    pub(crate) fn lay_out(&mut self, live: Live) -> Option<LayoutConfig> {
+        let config = self.config.with(live);
+        (config != self.config).then(|| std::mem::replace(&mut self.config, config))
+    }
+
+    /// The layout is as it was before [`lay_out`](Self::lay_out).
+    pub(crate) fn lay_out_as_before(&mut self, config: LayoutConfig) {
+        self.config = config;
+    }
+
     /// All that the tables are to hold: sets with their elements, and chains with their rules.
     pub(crate) fn content(&self) -> Content {
         let mut content = Content::default();
@@ -313,15 +324,14 @@ impl State {
             let parts = held.content(&self.config);
             content.sets.extend(parts.into_iter().map(|(part, e)| (Table::Inet, part.set(*id), e)));
         }
-        let sets = self.net_sets().into_iter();
-        content.sets.extend(sets.map(|(set, elements)| (Table::Net, set, elements)));
+        content.sets.extend(self.net_sets());
         let interfaces: BTreeSet<IfName> = self.applied.values().filter_map(Applied::interface).collect();
         for table in Table::ALL {
             for point in DropPoint::all_in(table) {
                 content.counters.push((table, point.name().into()));
                 let elements = interfaces.iter().copied().map(DropPoint::pod).collect();
                 content.sets.push((table, point.pods(), elements));
-                content.sets.push((table, point.pairs(table), Vec::new()));
+                content.sets.push((table, point.pairs(table, self.config.drop_log), Vec::new()));
             }
             content.chains.extend(layout::fixed_chains(table, &self.config, self.fast));
         }

@@ -1,8 +1,9 @@
-//! The sets of the pod network: the tunnel, masquerade, host ports.
+//! The sets of the pod network: the tunnel, masquerade, host ports, who is the cluster's.
 
 use std::collections::BTreeMap;
 
 use moat_nfnetlink::nft::{Element, Set};
+use moat_policies::DenyAction;
 
 use super::State;
 use crate::dataplane::layout::{self, Table};
@@ -21,28 +22,32 @@ impl State {
             let those: BTreeMap<_, _> = those.iter().map(|e| ((e.key, e.end), &e.data)).collect();
             these.iter().filter(|e| those.get(&(e.key, e.end)) != Some(&&e.data)).cloned().collect()
         };
-        for ((set, before), (_, after)) in before.into_iter().zip(self.net_sets()) {
+        for ((table, set, before), (.., after)) in before.into_iter().zip(self.net_sets()) {
             let (gone, come) = (less(&before, &after), less(&after, &before));
             if !gone.is_empty() {
-                plan.commit.push(Op::DeleteElements(Table::Net, set.clone(), gone));
+                plan.commit.push(Op::DeleteElements(table, set.clone(), gone));
             }
             if !come.is_empty() {
-                plan.commit.push(Op::AddElements(Table::Net, set, come));
+                plan.commit.push(Op::AddElements(table, set, come));
             }
         }
     }
 
     /// The sets of the pod network, always in the same order.
-    pub(super) fn net_sets(&self) -> Vec<(Set, Vec<Element>)> {
+    pub(super) fn net_sets(&self) -> Vec<(Table, Set, Vec<Element>)> {
         let mut sets = Vec::new();
+        let of = |table: Table| move |(set, elements)| (table, set, elements);
         if self.config.tunnel {
-            sets.extend(layout::tunnel_sets(&self.senders));
+            sets.extend(layout::tunnel_sets(&self.senders).into_iter().map(of(Table::Net)));
         }
         if self.config.masquerade {
-            sets.extend(self.inside.sets());
+            sets.extend(self.inside.sets().map(of(Table::Net)));
         }
         if self.config.host_ports {
-            sets.extend(self.host_ports.sets());
+            sets.extend(self.host_ports.sets().into_iter().map(of(Table::Net)));
+        }
+        if self.config.deny == DenyAction::Reject {
+            sets.extend(self.inside.sets_of_all().map(of(Table::Inet)));
         }
         sets
     }
