@@ -33,12 +33,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// herd, and an API server that is back is to be heard soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// How long to wait before looking again whether the API server knows a kind by now.
+const UNKNOWN: Duration = Duration::from_secs(30);
+
 /// What to do after something went wrong.
 enum Trouble {
     /// What happened meanwhile can be told from a list only.
     List(String),
     /// The watch goes on from where it was.
     Watch(String),
+    /// There is no such kind, and so nothing of it.
+    Unknown,
     /// Nobody listens any more.
     Unheard,
 }
@@ -71,6 +76,13 @@ impl<K: Kind> Follow<K> {
                     continue;
                 }
                 Err(Trouble::Unheard) => return,
+                Err(Trouble::Unknown) => {
+                    self.report.watching();
+                    tokio::select! {
+                        () = sleep(UNKNOWN) => continue,
+                        () = self.to.closed() => return,
+                    }
+                }
                 Err(Trouble::Watch(error)) => error,
                 Err(Trouble::List(error)) => {
                     from = None;
@@ -99,6 +111,10 @@ impl<K: Kind> Follow<K> {
         loop {
             let page = match timeout(PATIENCE, pages.try_next()).await {
                 Err(_) => return Err(Trouble::List("cannot list: no answer".to_owned())),
+                Ok(Err(kube::Error::Api(status))) if K::MAY_BE_UNKNOWN && status.code == 404 => {
+                    self.hand_on(Heard::End("0".into())).await?;
+                    return Err(Trouble::Unknown);
+                }
                 Ok(page) => page.map_err(|error| failed(&error))?,
             };
             let Some(page) = page else { break };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use moat_manifests::Changes;
 use moat_policies::{Key, NamespacedName, Object, Sharing};
+use tracing::error;
 
 use crate::PolicyNote;
 
@@ -67,7 +68,7 @@ pub struct Versioned {
 /// All kinds.
 #[derive(Default)]
 pub struct Held {
-    kinds: [Kept; 4],
+    kinds: [Kept; 5],
     /// What has not been handed on yet: the newest of each object.
     fresh: HashMap<Key, Option<Said>>,
     /// The versions of policies and namespaces that the last news had.
@@ -104,7 +105,7 @@ impl Held {
         Self::default()
     }
 
-    /// Takes in what was heard of the kind of that number; `numbers` are the caller's, from 0 to 3.
+    /// Takes in what was heard of the kind of that number; `numbers` are the caller's, from 0 to 4.
     pub fn take(&mut self, kind: usize, heard: Heard) -> Result<(), OutOfOrder> {
         let kept = &mut self.kinds[kind];
         let (sharing, fresh) = (&mut self.sharing, &mut self.fresh);
@@ -171,6 +172,13 @@ impl Held {
         self.begun = true;
         let mut news = News::default();
         for (key, said) in std::mem::take(&mut self.fresh) {
+            if let (Key::Config, Some(note)) = (&key, said.as_ref().and_then(|said| said.note.as_ref())) {
+                // The last good one stays, and that is what the versions say.
+                note.refused
+                    .iter()
+                    .for_each(|finding| error!("NetworkConfig refused, the last stays: {finding}"));
+                continue;
+            }
             self.version_of(&key, said.as_ref(), &mut news);
             let (object, note) = said.map(|said| (said.object, said.note)).unzip();
             if let Key::Policy(name) = &key {
@@ -245,7 +253,7 @@ fn shared(mut said: Said, sharing: &mut Sharing) -> Said {
     match &mut said.object {
         Object::Pod(pod) => sharing.share(pod),
         Object::Policy(policy) => sharing.share_name(&mut policy.name),
-        Object::Namespace(_) | Object::Node(_) => {}
+        Object::Namespace(_) | Object::Node(_) | Object::Config(_) => {}
     }
     said
 }

@@ -1,7 +1,7 @@
 //! Kubernetes objects from an API server, as the engine takes them.
 //!
 //! ```text
-//!   API server ─ list, then watch ─▶ Record<Pod | Namespace | Node | StoredPolicy>     one task a kind
+//!   API server ─ list, then watch ─▶ Record<Pod | Namespace | Node | StoredPolicy | StoredConfig>     one task a kind
 //!                                        │ Heard
 //!                                        ▼
 //!                                     Held: who is there, in which version ─▶ News: what became different
@@ -11,13 +11,14 @@
 //! field, handed on as the engine's object, and forgotten. What stays is each object's name and version, to tell news from what is
 //! known already and to find what is gone when a kind has to be listed again.
 //!
-//! The words: a *kind* is Pod, Namespace, Node or NetworkPolicy; a *version* is an object's `metadata.resourceVersion`; a *list* is a
+//! The words: a *kind* is Pod, Namespace, Node, NetworkPolicy or NetworkConfig; a *version* is an object's `metadata.resourceVersion`; a *list* is a
 //! consistent one of all objects of a kind, and says which version of the cluster it is of; a *watch* tells what happened since.
 //!
 //! What it does not do: decide anything about policy, or write to the API server.
 
 mod access;
 mod cluster;
+mod config;
 mod error;
 mod follow;
 mod held;

@@ -19,6 +19,10 @@ pub trait Kind: Clone + Debug + Send + Sync + 'static {
     const KIND: &'static str;
     /// The API group; empty: the core.
     const GROUP: &'static str = "";
+    /// The group's version.
+    const VERSION: &'static str = "v1";
+    /// Whether an API server may never have heard of it. Then there is none.
+    const MAY_BE_UNKNOWN: bool = false;
     /// The kind's name in paths.
     const PLURAL: &'static str;
     /// Whether such objects are in a namespace.
@@ -76,7 +80,7 @@ impl<K: Kind> Resource for Record<K> {
     }
 
     fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
+        K::VERSION.into()
     }
 
     fn plural((): &()) -> Cow<'_, str> {

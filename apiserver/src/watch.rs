@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kube::Client;
 use kube::api::Api;
-use moat_manifests::StoredPolicy;
+use moat_manifests::{StoredConfig, StoredPolicy};
 use moat_policies::{Namespace, Node, Pod};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -29,7 +29,7 @@ pub struct KindState {
 }
 
 /// How it stands with all kinds.
-pub type State = [KindState; 4];
+pub type State = [KindState; 5];
 
 /// Whoever follows one kind reports here.
 pub(crate) struct Reporter {
@@ -59,7 +59,7 @@ pub struct Watch {
     heard: mpsc::Receiver<(usize, Heard)>,
     room: Vec<(usize, Heard)>,
     held: Held,
-    again: [Arc<Notify>; 4],
+    again: [Arc<Notify>; 5],
     states: watch::Receiver<State>,
 }
 
@@ -68,7 +68,8 @@ impl Watch {
     pub fn begin(client: &Client) -> Self {
         let (to, heard) = mpsc::channel(ROOM);
         let state = |kind| KindState { kind, lists: 0, failures: 0, error: None };
-        let kinds = [Namespace::PLURAL, Node::PLURAL, StoredPolicy::PLURAL, Pod::PLURAL];
+        let kinds =
+            [Namespace::PLURAL, Node::PLURAL, StoredPolicy::PLURAL, Pod::PLURAL, StoredConfig::PLURAL];
         let (sender, states) = watch::channel(kinds.map(state));
         let watch = Self { heard, room: Vec::new(), held: Held::new(), again: Default::default(), states };
         let sender = Arc::new(sender);
@@ -76,6 +77,7 @@ impl Watch {
         watch.follow::<Node>(1, client, &to, &sender);
         watch.follow::<StoredPolicy>(2, client, &to, &sender);
         watch.follow::<Pod>(3, client, &to, &sender);
+        watch.follow::<StoredConfig>(4, client, &to, &sender);
         watch
     }
 

@@ -48,6 +48,7 @@ mod source;
 mod stack;
 mod status;
 mod stored;
+mod stored_config;
 mod text;
 mod tree;
 mod workload;
@@ -66,6 +67,7 @@ pub use source::{Part, Position, Source, Walk, is_hidden, is_manifest, read, rea
 pub use stack::on_a_deep_stack;
 pub use status::{PodStatus, decode_pod_status, load_pod_status};
 pub use stored::{Finding, StoredPolicy};
+pub use stored_config::StoredConfig;
 pub use workload::{Workload, WorkloadKind};
 
 /// What an input holds.

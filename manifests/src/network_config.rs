@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use moat_policies::{DenyAction, LogLimit, NetworkConfig, RouteMode};
 
-use crate::cidr::cidr;
 use crate::fields::{Context, Path};
 use crate::meta::{Naming, metadata};
 use crate::names::dns_subdomain;
@@ -23,7 +22,7 @@ const DENY_ACTIONS: &[(&str, DenyAction)] = &[("Drop", DenyAction::Drop), ("Reje
 pub(crate) fn network_config(c: &mut Context<'_>, object: &Node) -> Option<NetworkConfig> {
     let root = Path::ROOT;
     let before = c.errors.len();
-    c.object(object, &root, &["apiVersion", "kind", "metadata", "spec"])?;
+    c.object(object, &root, &["apiVersion", "kind", "metadata", "spec", "status"])?;
     let meta = metadata(c, object, Naming { namespaced: false, rule: dns_subdomain });
     if meta.is_some_and(|meta| *meta.name != *NetworkConfig::NAME) {
         let path = root.field("metadata");
@@ -71,7 +70,7 @@ fn cidrs(c: &mut Context<'_>, parent: &Node, path: &Path<'_>, name: &str) -> Vec
     let mut found: Vec<IpNet> = Vec::new();
     for (i, node) in list.iter().enumerate().take(MOST_CIDRS) {
         let path = path.index(i);
-        match c.parse(node, &path, cidr) {
+        match c.cidr(node, &path) {
             Some(net) if found.contains(&net) => c.refuse(node, &path, format!("{net} is there already")),
             Some(net) => found.push(net),
             None => {}

@@ -87,7 +87,7 @@ impl StoredPolicy {
 
 impl Finding {
     /// Errors of fields are all that a document has that is an object already.
-    fn of(error: Error) -> Option<Self> {
+    pub(crate) fn of(error: Error) -> Option<Self> {
         match error {
             Error::Field { field, reason, .. } => Some(Self { field, reason }),
             _ => None,
