@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract;
 use axum::http::StatusCode;
 use axum::routing::get;
+use moat_apiserver::{KindState, State};
 use moat_daemon::pages;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,8 @@ pub struct Reading {
 pub struct Pages {
     /// What the source has said.
     pub reading: watch::Receiver<Reading>,
+    /// How it stands with the API server, if objects come from one.
+    pub source: Option<watch::Receiver<State>>,
     /// What there is.
     pub index: Arc<Mutex<Index>>,
     /// The numbers.
@@ -40,8 +43,9 @@ pub async fn serve(address: SocketAddr, from: Pages, stop: CancellationToken) ->
     pages::serve(address, "--http", router, stop).await
 }
 
-/// Ready is who serves what its source says: agents that lag are told, and are no reason not to serve the others.
-async fn readyz(State(from): State<Pages>) -> (StatusCode, String) {
+/// Ready is who serves what its source says: agents that lag are told, and are no reason not to serve the others. Nor is an API
+/// server that is away: what it said last is what there is to serve.
+async fn readyz(extract::State(from): extract::State<Pages>) -> (StatusCode, String) {
     let Reading { taken, error } = from.reading.borrow().clone();
     let mut body = match &taken {
         Some(fingerprint) => format!("serving {fingerprint}\n"),
@@ -49,6 +53,15 @@ async fn readyz(State(from): State<Pages>) -> (StatusCode, String) {
     };
     for line in error.iter().flat_map(|error| error.lines()) {
         body.push_str(&format!("error {line}\n"));
+    }
+    let states = from.source.map(|states| states.borrow().clone());
+    for KindState { kind, lists, failures, error } in states.iter().flatten() {
+        let how = match error {
+            Some(error) => format!("away: {error}"),
+            None if *lists == 0 => "not listed yet".to_owned(),
+            None => "watched".to_owned(),
+        };
+        body.push_str(&format!("source {kind} lists {lists}, failures {failures}, {how}\n"));
     }
     for agent in from.index.lock().unwrap_or_else(PoisonError::into_inner).agents() {
         let state = if agent.current { "current" } else { "behind" };
@@ -66,6 +79,6 @@ async fn readyz(State(from): State<Pages>) -> (StatusCode, String) {
     pages::readiness(ready, body)
 }
 
-async fn metrics(State(from): State<Pages>) -> (StatusCode, String) {
+async fn metrics(extract::State(from): extract::State<Pages>) -> (StatusCode, String) {
     pages::numbers(from.metrics.registry())
 }

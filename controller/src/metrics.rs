@@ -2,11 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use moat_apiserver::{KindState, State};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 use crate::index::Index;
 
@@ -21,26 +24,42 @@ pub struct Metrics {
     pub updates: Counter,
     /// Agents that were refused.
     pub refused: Counter,
+    /// Policies that are not compiled as they stand, and isolate whom they may select.
+    pub policies_refused: Gauge,
+    /// Events that are there about policies.
+    pub events: Counter,
+    /// Events that could not be written.
+    pub event_errors: Counter,
 }
 
 impl Metrics {
     /// The numbers of this index, and of what is done with it.
-    pub fn new(index: Arc<Mutex<Index>>) -> Self {
+    pub fn new(index: Arc<Mutex<Index>>, source: Option<watch::Receiver<State>>) -> Self {
         let mut registry = Registry::with_prefix("moat_controller");
         let mut counter = |name, help| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
             counter
         };
-        let readings = counter("readings", "Readings of the manifest folders that were taken in");
+        let readings = counter("readings", "How often something became different in what the source says");
         let reading_errors = counter(
             "reading_errors",
             "Readings of the manifest folders that were refused; the last good one stays in force",
         );
         let updates = counter("updates", "Updates that were sent to agents");
         let refused = counter("agents_refused", "Agents that were refused");
+        let events =
+            counter("policy_events", "Events about policies that were written, or were there already");
+        let event_errors = counter("policy_event_errors", "Events about policies that could not be written");
+        let policies_refused = Gauge::default();
+        registry.register(
+            "policies_refused",
+            "Policies that are not compiled as they stand, and isolate the pods that they may select",
+            policies_refused.clone(),
+        );
         registry.register_collector(Box::new(Agents(index)));
-        Self { registry, readings, reading_errors, updates, refused }
+        source.into_iter().for_each(|source| registry.register_collector(Box::new(ApiServer(source))));
+        Self { registry, readings, reading_errors, updates, refused, policies_refused, events, event_errors }
     }
 
     /// What is to be encoded.
@@ -66,16 +85,12 @@ impl Collector for Agents {
             (index.revision(), index.agents().count(), behind)
         };
         let gauges = [
-            (
-                "revision",
-                "Changes of the cluster's state so far",
-                i64::try_from(revision).unwrap_or(i64::MAX),
-            ),
-            ("agents", "Connected agents", i64::try_from(agents).unwrap_or(i64::MAX)),
+            ("revision", "Changes of the cluster's state so far", number(revision)),
+            ("agents", "Connected agents", number(agents as u64)),
             (
                 "agents_behind",
                 "Connected agents on whose nodes the newest is not (yet) in force",
-                i64::try_from(behind).unwrap_or(i64::MAX),
+                number(behind as u64),
             ),
         ];
         for (name, help, value) in gauges {
@@ -84,4 +99,45 @@ impl Collector for Agents {
         }
         Ok(())
     }
+}
+
+/// How it stands with the API server.
+struct ApiServer(watch::Receiver<State>);
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiServer")
+    }
+}
+
+impl Collector for ApiServer {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let states = self.0.borrow().clone();
+        let watched = |state: &KindState| u64::from(state.error.is_none() && state.lists > 0);
+        type Number = fn(&KindState) -> u64;
+        let counters: [(&str, &str, Number); 2] = [
+            ("source_lists", "How often a kind of objects was listed", |state| state.lists),
+            ("source_failures", "How often listing or watching a kind of objects failed", |state| {
+                state.failures
+            }),
+        ];
+        for (name, help, count) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for state in &states {
+                let counter = ConstCounter::new(count(state));
+                counter.encode(family.encode_family(&[("kind", state.kind)])?)?;
+            }
+        }
+        let help = "Whether a kind of objects is watched; where it is not, what was known last is served";
+        let mut family = encoder.encode_descriptor("source_watched", help, None, MetricType::Gauge)?;
+        for state in &states {
+            let gauge = ConstGauge::new(number(watched(state)));
+            gauge.encode(family.encode_family(&[("kind", state.kind)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

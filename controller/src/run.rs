@@ -1,26 +1,29 @@
 //! `moat-controller`: from its source to the agents, until it is told to stop.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use moat_manifests::{Errors, Folders, Reading};
+use moat_manifests::Errors;
 use moat_policies::Limits;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::events::Events;
 use crate::http::{self, Pages};
 use crate::index::Index;
 use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::serve::Serve;
+use crate::source::{Source, Taken};
 
 /// How the controller is to work.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Where objects come from.
-    pub folders: Folders,
+    pub source: Source,
     /// Where agents connect.
     pub listen: Listen,
     /// Whether that may be where others could read along.
@@ -35,17 +38,34 @@ pub struct Options {
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     options.listen.check(options.insecure)?;
     let index = Arc::new(Mutex::new(Index::new(options.limits)));
-    let metrics = Arc::new(Metrics::new(index.clone()));
+    let mut source = options.source.begin()?;
+    let metrics = Arc::new(Metrics::new(index.clone(), source.states()));
     let (tell, reading) = watch::channel(http::Reading::default());
-    let pages = Pages { reading, index: index.clone(), metrics: metrics.clone() };
+    let pages = Pages { reading, source: source.states(), index: index.clone(), metrics: metrics.clone() };
     let mut http = tokio::spawn(http::serve(options.http, pages, stop.clone()));
-    let mut readings = watch_folders(options.folders)?;
-    let take = |reading: Result<Reading, Errors>| match reading {
-        Ok(Reading { changes, fingerprint }) => {
+    let name = name();
+    let events = Events::default();
+    if let Some(client) = options.source.client() {
+        let events = events.clone().write(client.clone(), name.clone(), metrics.clone(), stop.clone());
+        tokio::spawn(events);
+    }
+    let mut refused = BTreeSet::new();
+    let mut take = |taken: Result<Taken, Errors>| match taken {
+        Ok(Taken { changes, fingerprint, notes }) => {
             changes.warnings.iter().for_each(|warning| warn!("{warning}"));
             index.lock().unwrap_or_else(PoisonError::into_inner).read_as(changes, &fingerprint);
             metrics.readings.inc();
             tell.send_replace(http::Reading { taken: Some(fingerprint), error: None });
+            for (policy, note) in notes {
+                let findings = note.iter().flat_map(|note| &note.refused);
+                findings.for_each(|finding| error!(%policy, "isolates whom it may select: {finding}"));
+                match note.as_ref().is_some_and(|note| !note.refused.is_empty()) {
+                    true => refused.insert(policy.clone()),
+                    false => refused.remove(&policy),
+                };
+                events.say(policy, note);
+            }
+            metrics.policies_refused.set(i64::try_from(refused.len()).unwrap_or(i64::MAX));
         }
         Err(errors) => {
             metrics.reading_errors.inc();
@@ -54,17 +74,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         }
     };
 
-    let gone = "the manifest folders are not watched any more";
     // Nobody is listened to before all objects are there: half of them would be another policy.
     while tell.borrow().taken.is_none() {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             ended = &mut http => return ended.context("HTTP server")?,
-            reading = readings.recv() => take(reading.context(gone)?),
+            taken = source.next() => take(taken?),
         }
     }
     let listener = options.listen.bind().await?;
-    let name = name();
     info!(listen = %options.listen, %name, "serving");
     let serve = Serve::new(index.clone(), metrics.clone(), name, stop.clone());
     let mut served = tokio::spawn(serve.run(listener));
@@ -73,7 +91,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             () = stop.cancelled() => break,
             ended = &mut http => return ended.context("HTTP server")?,
             ended = &mut served => return ended.context("server")?.context("cannot serve agents any more"),
-            reading = readings.recv() => take(reading.context(gone)?),
+            taken = source.next() => take(taken?),
         }
     }
     info!("stopping; agents keep what they were told in force");
@@ -85,18 +103,4 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
 fn name() -> Arc<str> {
     let began = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("{}-{:x}", std::process::id(), began.as_nanos()).into()
-}
-
-/// Readings from a thread of its own: it waits for the kernel.
-fn watch_folders(folders: Folders) -> anyhow::Result<mpsc::Receiver<Result<Reading, Errors>>> {
-    let (sender, receiver) = mpsc::channel(1);
-    std::thread::Builder::new()
-        .name("source".to_owned())
-        .spawn(move || {
-            if let Err(error) = folders.watch(|reading| sender.blocking_send(reading).is_ok()) {
-                error!("cannot watch the manifest folders: {error}");
-            }
-        })
-        .context("cannot start a thread")?;
-    Ok(receiver)
 }
