@@ -5,7 +5,7 @@ use kube::Client;
 use moat_apiserver::{News, PolicyNote, State, Versioned, Watch};
 use moat_crd::Fingerprint;
 use moat_manifests::{Changes, Errors, Folders, Reading};
-use moat_policies::{Key, NamespacedName};
+use moat_policies::{Key, NamespacedName, NetworkConfig};
 use tokio::sync::{mpsc, watch};
 use tracing::error;
 
@@ -32,7 +32,7 @@ impl Source {
         Ok(match self {
             Self::Folders(folders) => Input::Folders(watch_folders(folders.clone())?),
             Self::Api(client) => {
-                Input::Api { watch: Watch::begin(client), fingerprint: Fingerprint::default() }
+                Input::Api { watch: Box::new(Watch::begin(client)), fingerprint: Fingerprint::default() }
             }
         })
     }
@@ -41,7 +41,7 @@ impl Source {
 /// What a source says, one word after the other.
 pub(crate) enum Input {
     Folders(mpsc::Receiver<Result<Reading, Errors>>),
-    Api { watch: Watch, fingerprint: Fingerprint },
+    Api { watch: Box<Watch>, fingerprint: Fingerprint },
 }
 
 /// What became different.
@@ -92,8 +92,9 @@ impl Input {
 /// Takes one object's new version into the name of all.
 fn follow(fingerprint: &mut Fingerprint, Versioned { key, before, now }: &Versioned) {
     let (kind, namespace, name) = match key {
-        Key::Policy(name) => ("NetworkPolicy", &*name.namespace, &name.name),
-        Key::Namespace(name) => ("Namespace", "", name),
+        Key::Policy(name) => ("NetworkPolicy", &*name.namespace, &*name.name),
+        Key::Namespace(name) => ("Namespace", "", &**name),
+        Key::Config => ("NetworkConfig", "", NetworkConfig::NAME),
         Key::Pod(_) | Key::Node(_) => return,
     };
     before.iter().for_each(|version| fingerprint.remove(kind, namespace, name, version));

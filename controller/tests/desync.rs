@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use support::{NODES, compiled, object};
 
-const KINDS: usize = 4;
+const KINDS: usize = 5;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -62,6 +62,7 @@ fn kind(key: &Key) -> usize {
         Key::Node(_) => 1,
         Key::Policy(_) => 2,
         Key::Pod(_) => 3,
+        Key::Config => 4,
     }
 }
 
@@ -235,7 +236,7 @@ proptest! {
             Some(now) => drop(told.insert(change.key, now)),
             None => drop(told.remove(&change.key)),
         });
-        let stored = world.stored.iter().filter(|(key, _)| matches!(key, Key::Namespace(_) | Key::Policy(_)));
+        let stored = world.stored.iter().filter(|(key, _)| !matches!(key, Key::Pod(_) | Key::Node(_)));
         let stored: BTreeMap<Key, Arc<str>> = stored.map(|(key, said)| (key.clone(), said.version.clone())).collect();
         prop_assert_eq!(told, stored);
     }

@@ -103,8 +103,7 @@ async fn what_is_followed_is_what_is_listed_whatever_happens_to_the_way() {
     assert_eq!(lists(&watch), 1);
     proxy.cut();
     policies.delete("goes", &DeleteParams::default()).await.unwrap();
-    let egress = json!([{"op": "add", "path": "/spec/policyTypes", "value": ["Egress"]}]);
-    let egress: Patch<()> = Patch::Json(serde_json::from_value(egress).unwrap());
+    let egress = Patch::Merge(json!({"spec": {"policyTypes": ["Egress"]}}));
     policies.patch("stays", &PatchParams::default(), &egress).await.unwrap();
     policies.create(&PostParams::default(), &policy("new", json!({"podSelector": {}}))).await.unwrap();
     server.stop().await;
