@@ -1,4 +1,4 @@
-//! Which agents are asked: a lab's, this node's, or those at given sockets.
+//! Which agents are asked: a lab's, this node's, those at given sockets, or those of a cluster's nodes.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,6 +9,7 @@ use moat_cni::protocol::Command;
 use moat_cni::stream::{Event, Events, StreamError};
 use moat_lab::LabError;
 
+use crate::cluster::{self, Cluster};
 use crate::output::{self, Format};
 
 /// Where the agent of a node listens, unless it was told otherwise.
@@ -29,7 +30,12 @@ pub(crate) struct Agents {
     /// The agent that listens at this socket; may be given more than once
     #[arg(long, value_name = "PATH")]
     socket: Vec<PathBuf>,
-    /// Only what is from or to this pod
+    /// The agent of this node of a cluster; may be given more than once
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["lab", "socket"])]
+    node: Vec<String>,
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Only what is from or to this pod. Where neither a lab is up nor an agent listens here: of the agent of the pod's node
     #[arg(long, value_name = "NAMESPACE/POD", value_parser = pod)]
     pub(crate) pod: Option<String>,
     /// Output format; JSON is one object a line
@@ -60,8 +66,24 @@ impl Agents {
         if self.json { Format::Json } else { self.output }
     }
 
-    /// Finds them.
-    pub(crate) fn find(&self) -> anyhow::Result<Vec<Agent>> {
+    /// Asks them all at once and hands over what they say as it comes. An agent that cannot be asked is told of; it is an error
+    /// when none can.
+    pub(crate) fn ask(&self, command: &Command) -> anyhow::Result<Receiver<Event>> {
+        let pod = self.pod.as_deref();
+        if !self.node.is_empty() || (pod.is_some() && self.cluster.is_named()) {
+            return cluster::agents::ask(&self.cluster, &self.node, pod, command);
+        }
+        match self.find() {
+            // A node's agent, or a lab, is nearer than a cluster that somebody else may have meant.
+            Err(_) if pod.is_some() && self.lab.is_none() && self.cluster.is_there() => {
+                cluster::agents::ask(&self.cluster, &[], pod, command)
+            }
+            found => ask(&found?, command),
+        }
+    }
+
+    /// Finds those that are on this machine.
+    fn find(&self) -> anyhow::Result<Vec<Agent>> {
         if !self.socket.is_empty() {
             let named = |path: &PathBuf| Agent { name: path.display().to_string(), socket: path.clone() };
             return Ok(self.socket.iter().map(named).collect());
@@ -73,17 +95,16 @@ impl Agents {
                 Ok(vec![Agent { name: "this node".to_owned(), socket: NODE.into() }])
             }
             Err(LabError::NotUp(_)) if lab.is_none() => bail!(
-                "no lab is up and no agent listens at {NODE}: make a lab with `moat lab up -f DIR`, or say where an agent \
-                 listens with --socket PATH"
+                "no lab is up and no agent listens at {NODE}: name a node of a cluster with --node NAME or one of its pods with \
+                 --pod NAMESPACE/POD, make a lab with `moat lab up -f DIR`, or say where an agent listens with --socket PATH"
             ),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// Asks all agents at once and hands over what they say as it comes. An agent that cannot be asked is told of; it is an
-/// error when none can.
-pub(crate) fn ask(agents: &[Agent], command: &Command) -> anyhow::Result<Receiver<Event>> {
+/// Asks all agents at once.
+fn ask(agents: &[Agent], command: &Command) -> anyhow::Result<Receiver<Event>> {
     let (sender, receiver) = channel();
     let mut opened = 0;
     let mut refused = None;
@@ -107,12 +128,42 @@ pub(crate) fn ask(agents: &[Agent], command: &Command) -> anyhow::Result<Receive
     }
 }
 
+/// What an agent has told so far, by the times of its events (RFC 3339: they sort as text).
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    newest: String,
+    /// The newest from before the last break.
+    told: String,
+}
+
+impl Order {
+    /// Whether it was not told before: after a break an agent tells its last events once more.
+    pub(crate) fn is_new(&mut self, event: &Event) -> bool {
+        let time = match event {
+            Event::Drop(dropped) => &dropped.time,
+            Event::Unlogged(unlogged) => &unlogged.time,
+            _ => return true,
+        };
+        if *time <= self.told {
+            return false;
+        }
+        if *time > self.newest {
+            self.newest.clone_from(time);
+        }
+        true
+    }
+
+    /// The connection broke off.
+    pub(crate) fn broke(&mut self) {
+        self.told.clone_from(&self.newest);
+    }
+}
+
 /// Passes an agent's events on until they end, or nobody listens. One that is followed and goes is waited for: agents
 /// are restarted.
 fn pass_on(agent: &Agent, command: Command, mut events: Events, to: &Sender<Event>) {
     let follow = matches!(&command, Command::Drops(drops) if drops.follow);
-    // Times of events, RFC 3339: they sort as text.
-    let (mut newest, mut told) = (String::new(), String::new());
+    let mut order = Order::default();
     loop {
         for event in events.by_ref() {
             let event = match event {
@@ -123,17 +174,8 @@ fn pass_on(agent: &Agent, command: Command, mut events: Events, to: &Sender<Even
                     return;
                 }
             };
-            let time = match &event {
-                Event::Drop(dropped) => Some(&dropped.time),
-                Event::Unlogged(unlogged) => Some(&unlogged.time),
-                _ => None,
-            };
-            // After a break an agent tells its last events once more.
-            if time.is_some_and(|time| *time <= told) {
+            if !order.is_new(&event) {
                 continue;
-            }
-            if let Some(time) = time.filter(|time| **time > newest) {
-                newest.clone_from(time);
             }
             if to.send(event).is_err() {
                 return;
@@ -142,7 +184,7 @@ fn pass_on(agent: &Agent, command: Command, mut events: Events, to: &Sender<Even
         if !follow {
             return;
         }
-        told.clone_from(&newest);
+        order.broke();
         output::note(format_args!("the agent of {} has gone; waiting for it", agent.name));
         events = loop {
             std::thread::sleep(AGAIN);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use moat_cni::protocol::{Command, Drops};
 use moat_cni::stream::{Dropped, Event, Unlogged};
 
-use crate::agents::{self, Agents};
+use crate::agents::Agents;
 use crate::columns::Columns;
 use crate::output::{self, Format};
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(150);
 
 /// Show the packets that were dropped, who sent them to whom, and why
 ///
-/// Asks the agents of a running lab, or of this node. The first packet of a kind (from, to, port, reason) is shown at
+/// Asks the agents of a running lab, of this node, or of a cluster's nodes (--node). The first packet of a kind (from, to, port, reason) is shown at
 /// once; those that follow are counted and shown every ten seconds. What the kernel's limit for each pair of interfaces
 /// keeps from the log is counted and shown as well.
 #[derive(clap::Args)]
@@ -37,19 +37,32 @@ Reasons:
 Examples:
   What was dropped lately in the lab, and what is now:
       moat drops --follow
+  On a node of a cluster, or on the node of a pod:
+      moat drops --follow --node worker-1
+      moat drops --follow --pod shop/api
   For one pod, on a node, for programs:
       moat drops --socket /run/moat/agent.sock --pod shop/api --json")]
 pub(crate) struct Args {
     /// Go on with what is dropped from now on, until Ctrl-C
     #[arg(short, long)]
     follow: bool,
+    /// End when standard input does: for who runs this far away, and can only hang up
+    #[arg(long, hide = true)]
+    while_stdin: bool,
     #[command(flatten)]
     agents: Agents,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.while_stdin {
+        std::thread::spawn(|| {
+            // Whatever comes, and however it ends.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            std::process::exit(0)
+        });
+    }
     let command = Command::Drops(Drops { follow: args.follow });
-    let events = agents::ask(&args.agents.find()?, &command)?;
+    let events = args.agents.ask(&command)?;
     let pod = args.agents.pod.as_deref();
     let mut page =
         Page { format: args.agents.format(), colours: output::colours(), columns: Columns::default() };

@@ -95,7 +95,7 @@ fn near<'a>(wanted: &NamespacedName, there: impl Iterator<Item = &'a NamespacedN
     let name: &Arc<str> = &wanted.name;
     let mut all: Vec<&NamespacedName> = there.collect();
     if all.is_empty() {
-        return "; the manifests hold none".into();
+        return "; there are none at all".into();
     }
     let likely = |other: &&&NamespacedName| other.name.contains(&**name) || name.contains(&*other.name);
     let mut close: Vec<&NamespacedName> = all.iter().filter(likely).copied().collect();

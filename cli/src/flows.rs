@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use moat_cni::protocol::{Command, Flows};
 use moat_cni::stream::{End, Event, LiveFlow};
 
-use crate::agents::{self, Agents};
+use crate::agents::Agents;
 use crate::columns::Columns;
 use crate::output::{self, Format};
 
 /// Show the live connections of pods, and whether policy lets them go on
 ///
-/// Asks the agents of a running lab, or of this node. Each node shows the connections of its own pods: one between two
+/// Asks the agents of a running lab, of this node, or of a cluster's nodes (--node). Each node shows the connections of its own pods: one between two
 /// nodes is shown by both, each with what it says of its side. A connection that a change of policy has denied is cut:
 /// it is shown as revoked as long as either end goes on sending.
 #[derive(clap::Args)]
@@ -25,6 +25,7 @@ Verdicts:
 
 Examples:
       moat flows
+      moat flows --node worker-1 --revoked
       moat flows --pod shop/api --json")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -35,7 +36,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let events = agents::ask(&args.agents.find()?, &Command::Flows(Flows {}))?;
+    let events = args.agents.ask(&Command::Flows(Flows {}))?;
     let pod = args.agents.pod.as_deref();
     let wanted = |flow: &LiveFlow| {
         let is = |end: &End| pod.is_none_or(|pod| end.pod.as_deref() == Some(pod));

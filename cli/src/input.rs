@@ -1,12 +1,13 @@
-//! The manifests that a question is about.
+//! The objects that a question is about: of manifests, or of a cluster.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use moat_manifests::Manifests;
 use moat_policies::{Evaluator, Objects};
 
+use crate::cluster::{Cluster, objects};
 use crate::output;
 
 /// How many objects a note names by kind.
@@ -33,18 +34,42 @@ impl PodToNode {
     }
 }
 
-/// `-f`.
+/// `-f`, or which cluster.
 #[derive(clap::Args)]
 pub(crate) struct Input {
     /// Manifests: a file, a folder with its sub-folders (.yaml, .yml, .json), or - for standard input; may be given
-    /// more than once
-    #[arg(short = 'f', long = "filename", value_name = "PATH", required = true)]
+    /// more than once. Without: the cluster that the kubeconfig names
+    #[arg(short = 'f', long = "filename", value_name = "PATH", conflicts_with_all = ["kubeconfig", "context"])]
     paths: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+/// What was read.
+pub(crate) struct Loaded {
+    /// The objects.
+    pub(crate) manifests: Manifests,
+    /// The namespace of what is written without one, unless somebody says another.
+    pub(crate) namespace: String,
 }
 
 impl Input {
     /// Reads them all. What is odd goes to standard error.
-    pub(crate) fn load(&self) -> Result<Manifests> {
+    pub(crate) fn load(&self) -> Result<Loaded> {
+        if !self.paths.is_empty() {
+            return Ok(Loaded { manifests: self.manifests()?, namespace: "default".to_owned() });
+        }
+        if !self.cluster.is_there() {
+            bail!(
+                "nothing to ask: give manifests with -f (--filename <PATH>), or a cluster with --kubeconfig; there is none in \
+                 $KUBECONFIG or ~/.kube/config"
+            );
+        }
+        let (manifests, namespace) = objects::load(&self.cluster)?;
+        Ok(Loaded { manifests, namespace })
+    }
+
+    fn manifests(&self) -> Result<Manifests> {
         let manifests = moat_manifests::load(&self.paths)?;
         for warning in &manifests.warnings {
             output::warn(format_args!("{warning}"));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, ensure};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
-use moat_policies::{Endpoint, Judgement, Matrix, Traffic};
+use moat_policies::{Endpoint, Judgement, Matrix, NamespacedName, Traffic};
 use serde::Serialize;
 
 use crate::input::{Input, PodToNode, warn_of_contested};
@@ -14,18 +14,24 @@ use crate::port::Port;
 
 /// Who may talk to whom: every ordered pair of distinct pods, for each --port
 ///
+/// Without -f it asks about what is in the cluster now.
+///
 /// A workload's rows are the pods that it stands for: as many as it has replicas, at most two (a Job or CronJob: one; a
 /// DaemonSet: one a node). A pod that has finished has no row.
 ///
 /// Exit status: 0 whatever the verdicts are, 2 for an error.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
+  moat matrix -n shop --port 8080/TCP
   moat matrix -f policies/examples/three-tier-web --port 80/TCP
   moat matrix -f manifests/ --port 80/TCP --port 53/UDP --port icmp
   moat matrix -f manifests/ --port 80 -o json | jq '.verdicts[] | select(.allowed)'")]
 pub(crate) struct Args {
     #[command(flatten)]
     input: Input,
+    /// Only pods of this namespace; may be given more than once
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Vec<String>,
     /// Destination port and protocol (80/TCP, 53/UDP; TCP if left out), or icmp; may be given more than once
     #[arg(long = "port", value_name = "PORT", required = true)]
     ports: Vec<Port>,
@@ -49,11 +55,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             )),
         })
         .collect::<Result<Vec<Traffic>>>()?;
-    let objects = args.input.load()?.to_objects();
+    let objects = args.input.load()?.manifests.to_objects();
     ensure!(!objects.pods().is_empty(), "no pods in the input, so there is nobody to ask about");
+    for namespace in &args.namespace {
+        ensure!(
+            objects.pods().names().any(|pod| *pod.namespace == **namespace),
+            "the namespace {namespace} has no pods, or there is none of that name"
+        );
+    }
+    let asked = |pod: &NamespacedName| {
+        args.namespace.is_empty() || args.namespace.iter().any(|n| **n == *pod.namespace)
+    };
     let evaluator = args.pod_to_node.evaluator(&objects);
     warn_of_contested(&evaluator, &objects);
-    let pods: Vec<Endpoint> = objects.pods().names().map(Endpoint::Pod).collect();
+    let pods: Vec<Endpoint> = objects.pods().names().filter(asked).map(Endpoint::Pod).collect();
     let mut rows = Rows {
         names: pods.iter().map(ToString::to_string).collect(),
         matrix: Matrix::new(&evaluator, &pods, &ports)?,

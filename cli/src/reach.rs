@@ -12,7 +12,7 @@ use moat_policies::{
 };
 
 use crate::endpoint::{Named, find};
-use crate::input::{Input, PodToNode, warn_of_contested};
+use crate::input::{Input, Loaded, PodToNode, warn_of_contested};
 use crate::output::{self, Format};
 use crate::port::Port;
 
@@ -26,11 +26,15 @@ use crate::port::Port;
 ///
 /// A question about a workload is one about every pod that it stands for; the answer is allowed if it is for each.
 ///
+/// Without -f it asks about what is in the cluster now.
+///
 /// Exit status: 0 allowed, 1 denied, 2 error.
 #[derive(clap::Args)]
 #[command(
     verbatim_doc_comment,
     after_help = "Examples:
+  moat reach shop/web shop/api --port 8080/TCP
+  moat reach deploy/web sts/db -n shop --port 5432 --context production
   moat reach shop/web shop/api --port 8080/TCP -f manifests/
   moat reach deploy/web deploy/api -n shop --port http -f manifests/
   moat reach 203.0.113.9 shop/web --port 443 -f manifests/
@@ -48,9 +52,9 @@ pub(crate) struct Args {
     port: Port,
     #[command(flatten)]
     input: Input,
-    /// The namespace of what is written without one
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
-    namespace: String,
+    /// The namespace of what is written without one [default: that of the kubeconfig's context; with -f, default]
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Who decides what a pod may send to its own node: what moat-agent's flag of this name says
     #[arg(long, value_enum, default_value_t)]
     pod_to_node: PodToNode,
@@ -76,9 +80,10 @@ struct Answers {
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let manifests = args.input.load()?;
+    let Loaded { manifests, namespace } = args.input.load()?;
     let objects = manifests.to_objects();
-    let end = |word: &str| find(word, &args.namespace, &manifests, &objects);
+    let namespace = args.namespace.as_deref().unwrap_or(&namespace);
+    let end = |word: &str| find(word, namespace, &manifests, &objects);
     let (source, destination) = (end(&args.source)?, end(&args.destination)?);
     let answers = Answers::ask(&objects, args.pod_to_node, source, destination, &args.port)?;
     if let Some(pod) = answers.unknown_address(&objects) {

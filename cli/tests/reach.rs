@@ -92,7 +92,7 @@ fn what_is_not_understood_is_told_with_what_to_do() {
         ("shop/old shop/api-0 --port 80", "error: no pod shop/old; there is shop/"),
         ("web shop/api-0 --port 80", "error: no pod default/web; there is shop/web"),
         ("deploy/api shop/web --port 80", "error: no Deployment default/api; there is shop/api"),
-        ("sts/db shop/web --port 80", "error: no StatefulSet default/db; the manifests hold none"),
+        ("sts/db shop/web --port 80", "error: no StatefulSet default/db; there are none at all"),
         ("a/b/c shop/web --port 80", "b is no kind that has pods"),
         ("a/b/c/d shop/web --port 80", "too many parts"),
         ("shop/ shop/web --port 80", "names nobody"),

@@ -21,6 +21,9 @@ pub(crate) fn moat_with(arguments: &[&str], input: &str) -> Run {
     let mut child = Command::new(env!("CARGO_BIN_EXE_moat"))
         .args(arguments)
         .current_dir(tests())
+        // Whose tests these are may have a cluster.
+        .env("KUBECONFIG", tests().join("no-such-kubeconfig"))
+        .env_remove("KUBERNETES_SERVICE_HOST")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
