@@ -35,6 +35,11 @@ impl Kind {
     pub(crate) const NETWORK_POLICY: Kind =
         Kind { root: "/apis/networking.k8s.io/v1", plural: "networkpolicies" };
 
+    pub(crate) const SERVICE_ACCOUNT: Kind = Kind { root: "/api/v1", plural: "serviceaccounts" };
+    pub(crate) const CONFIG_MAP: Kind = Kind { root: "/api/v1", plural: "configmaps" };
+    pub(crate) const DAEMON_SET: Kind = Kind { root: "/apis/apps/v1", plural: "daemonsets" };
+    pub(crate) const DEPLOYMENT: Kind = Kind { root: "/apis/apps/v1", plural: "deployments" };
+
     fn path(self, namespace: &str) -> String {
         match namespace {
             "" => format!("{}/{}", self.root, self.plural),
@@ -56,6 +61,7 @@ enum Ask {
     Create(Vec<u8>),
     Delete(String),
     Merge(String, Value),
+    CreateUnder(String, &'static str, Vec<u8>),
 }
 
 /// The client. Its calls wait for the answer.
@@ -118,6 +124,18 @@ impl Api {
         self.ask(kind, namespace, Ask::Merge(name.into(), patch))
     }
 
+    /// Makes what an object makes, such as a token.
+    pub(crate) fn create_under(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        what: &'static str,
+        object: &Value,
+    ) -> Result<Answer> {
+        self.ask(kind, namespace, Ask::CreateUnder(name.into(), what, serde_json::to_vec(object)?))
+    }
+
     fn found(&self, kind: Kind, namespace: &str, ask: Ask) -> Result<Option<Answer>> {
         match self.ask(kind, namespace, ask) {
             Ok(answer) => Ok(Some(answer)),
@@ -137,6 +155,9 @@ impl Api {
                 Ask::Create(bytes) => request.create(&PostParams::default(), bytes.clone()),
                 // No grace: who is to go has nothing to finish.
                 Ask::Delete(name) => request.delete(name, &DeleteParams::default().grace_period(0)),
+                Ask::CreateUnder(name, what, bytes) => {
+                    request.create_subresource(what, name, &PostParams::default(), bytes.clone())
+                }
                 Ask::Merge(name, patch) => request.patch(name, &PatchParams::default(), &Patch::Merge(patch)),
             };
             let answer = async {

@@ -22,6 +22,8 @@ use crate::suites::{NodeView, Stage, pod};
 const PODS: usize = 20;
 const PLUGIN: &str = "/opt/cni/bin/moat-cni";
 const FOLDER: &str = "/etc/cni/net.d";
+/// Where containerd keeps pods' networks, and agents in containers see them.
+const NETWORKS: &str = "/run/netns";
 
 /// Adds so many interfaces, one at a time.
 pub(super) fn run(stage: &Stage, count: usize) -> Result<()> {
@@ -51,10 +53,11 @@ pub(super) fn run(stage: &Stage, count: usize) -> Result<()> {
         stage.field.interrupt.check()?;
         let pod = &made[number % PODS];
         let container = format!("moat-bench-{}-{number}", std::process::id());
-        runtime.ip(&["netns", "add", &container])?;
+        runtime
+            .shell(&format!("touch {NETWORKS}/{container} && unshare --net={NETWORKS}/{container} true"))?;
         let added = runtime.plugin("ADD", &container, pod);
         let removed = runtime.plugin("DEL", &container, pod).map(|_| ());
-        runtime.ip(&["netns", "delete", &container])?;
+        runtime.shell(&format!("umount {NETWORKS}/{container} && rm {NETWORKS}/{container}"))?;
         times.push(added?);
         removed?;
     }
@@ -115,17 +118,15 @@ impl Runtime {
         Ok((output, took))
     }
 
-    fn ip(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = Command::new("ip");
-        command.args(arguments);
-        self.run(command, Vec::new()).map(|_| ())
+    fn shell(&self, line: &str) -> Result<Output> {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        Ok(self.run(command, Vec::new())?.0)
     }
 
     /// What the plugin is given, made of the node's list of plugins as the runtime makes it.
     fn configuration(&self) -> Result<Vec<u8>> {
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("cat {FOLDER}/*moat.conflist")]);
-        let (output, _) = self.run(command, Vec::new())?;
+        let output = self.shell(&format!("cat {FOLDER}/*moat.conflist"))?;
         let list: Value =
             serde_json::from_slice(&output.stdout).context("moat's configuration is no JSON")?;
         let mut plugin = list["plugins"][0].clone();
@@ -148,7 +149,7 @@ impl Runtime {
         let variables: [(&str, OsString); 6] = [
             ("CNI_COMMAND", verb.into()),
             ("CNI_CONTAINERID", container.into()),
-            ("CNI_NETNS", format!("/run/netns/{container}").into()),
+            ("CNI_NETNS", format!("{NETWORKS}/{container}").into()),
             ("CNI_IFNAME", "eth0".into()),
             ("CNI_PATH", "/opt/cni/bin".into()),
             ("CNI_ARGS", arguments.into()),

@@ -21,10 +21,13 @@ mod interrupt;
 mod ports;
 mod probe;
 mod restarts;
+mod rollout;
 mod services;
 mod stage;
 mod start;
 mod stream;
+mod tokens;
+mod uninstall;
 mod watchers;
 
 use std::process::ExitCode;
@@ -52,13 +55,18 @@ const SUITES: &[Suite] = &[
     services::SUITE,
     dns::SUITE,
     restarts::SUITE,
+    rollout::SUITE,
+    tokens::SUITE,
     faults::SUITE,
 ];
+
+/// What the cluster does not survive as one with moat: played when it is asked for.
+const BY_NAME: &[Suite] = &[uninstall::SUITE];
 
 /// What to run of them.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only these; all without it
+    /// Only these; without it all but `uninstall`
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Say which there are
@@ -71,19 +79,22 @@ pub(crate) struct Options {
 
 /// Plays the suites, and says of each check what became of it. The exit status is 1 where one failed.
 pub(crate) fn run(state: &State, options: &Options) -> Result<ExitCode> {
+    let all = || SUITES.iter().chain(BY_NAME);
     if options.list {
-        SUITES.iter().for_each(|suite| println!("{:<10} {}", suite.name, suite.about));
+        all().for_each(|suite| println!("{:<10} {}", suite.name, suite.about));
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(unknown) = options.names.iter().find(|name| SUITES.iter().all(|suite| suite.name != **name)) {
+    if let Some(unknown) = options.names.iter().find(|name| all().all(|suite| suite.name != **name)) {
         bail!("there is no suite `{unknown}`: --list says which there are");
     }
-    let wanted =
-        |suite: &&Suite| options.names.is_empty() || options.names.iter().any(|name| name == suite.name);
+    let wanted: Vec<&Suite> = match options.names.is_empty() {
+        true => SUITES.iter().collect(),
+        false => all().filter(|suite| options.names.iter().any(|name| name == suite.name)).collect(),
+    };
     let field = Field::of(state, Duration::from_secs(options.away))?;
     let started = Instant::now();
     let (mut checks, mut failed) = (0, Vec::new());
-    for suite in SUITES.iter().filter(wanted) {
+    for suite in wanted {
         println!("{}: {}", suite.name, suite.about);
         let began = Instant::now();
         let (all, wrong) = play(&field, suite)?;

@@ -197,7 +197,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Asks all questions at once, and tells which came out otherwise.
-    fn round(&self, cells: &[Cell]) -> Vec<String> {
+    pub(crate) fn round(&self, cells: &[Cell]) -> Vec<String> {
         let ask_one = |cell: &Cell| {
             let id = fresh_id();
             let wait = if cell.expect == Expect::Blocked { SILENCE } else { ANSWERED };

@@ -1,5 +1,7 @@
 //! Connections that are to live and packets that are to die, whatever happens to the cluster meanwhile.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -79,7 +81,8 @@ impl Watchers {
         wrong
     }
 
-    /// A check that nobody was cut and nothing got through while this happened and for `after` from then on.
+    /// A check that nobody was cut, nothing got through and every new connection was judged rightly while this happened and for `after`
+    /// from then on.
     pub(crate) fn through(
         &mut self,
         stage: &mut Stage,
@@ -88,11 +91,18 @@ impl Watchers {
         happens: impl FnOnce(&Stage) -> Result<()>,
     ) -> Result<()> {
         self.mark();
-        let happened = happens(stage);
-        if happened.is_ok() {
-            stage.field.hold_for(after)?;
-        }
+        let over = AtomicBool::new(false);
+        let (happened, misjudged) = thread::scope(|scope| {
+            let shared: &Stage = stage;
+            let asked = self.cells();
+            let over = &over;
+            let asker = scope.spawn(move || ask_until(shared, &asked, over));
+            let happened = happens(shared).and_then(|()| shared.field.hold_for(after));
+            over.store(true, Ordering::Relaxed);
+            (happened, asker.join().unwrap_or_else(|_| vec!["the asking thread panicked".into()]))
+        });
         let mut wrong = self.wrong(stage);
+        wrong.extend(misjudged);
         wrong.extend(happened.err().map(|error| format!("{error:#}")));
         stage.field.interrupt.check()?;
         stage.verdict(what, &wrong);
@@ -126,4 +136,13 @@ impl Watchers {
         }
         Ok(())
     }
+}
+
+/// Asks the same questions again and again, over new connections, and tells what came out wrong.
+fn ask_until(stage: &Stage, asked: &[Cell], over: &AtomicBool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        wrong.extend(stage.round(asked));
+    }
+    wrong
 }
