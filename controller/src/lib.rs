@@ -9,6 +9,9 @@
 //! are connected to it say of their pods' addresses. What is decided is decided in [`index`], which is synchronous; everything
 //! else here waits and sends.
 
+pub mod authority;
+pub mod complaints;
+pub mod entrance;
 mod events;
 pub mod http;
 pub mod index;
@@ -17,3 +20,5 @@ pub mod metrics;
 pub mod run;
 pub mod serve;
 pub mod source;
+mod tls;
+pub mod tokens;

@@ -1,12 +1,14 @@
-//! Where agents are listened to, and who may be there.
+//! Where agents are listened to.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use moat_daemon::socket::{self, BindError};
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
 
 /// An address for agents.
@@ -14,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 pub enum Listen {
     /// A Unix socket that nobody but its owner may connect to.
     Unix(PathBuf),
-    /// In clear text.
+    /// An address and a port, with TLS or without ([`crate::entrance`]).
     Tcp(SocketAddr),
 }
 
@@ -23,8 +25,10 @@ pub enum Listen {
 pub enum Listener {
     /// See [`Listen::Unix`].
     Unix(UnixListener),
-    /// See [`Listen::Tcp`].
+    /// In clear text.
     Tcp(TcpListener),
+    /// By TLS, as this says.
+    Tls(TcpListener, Arc<ServerConfig>),
 }
 
 /// Why nobody is listened to.
@@ -33,12 +37,6 @@ pub enum ListenError {
     /// Neither of the two.
     #[error("{0:?} is neither unix:PATH nor ADDRESS:PORT")]
     Text(String),
-    /// Anybody could read along, and ask in any node's name.
-    #[error(
-        "will not listen on {0}: there is no TLS and no check of who asks, so everybody who reaches it could read every node's policy \
-         and speak for every node; give unix:PATH or a loopback address, or --insecure-plaintext if nobody else can reach it"
-    )]
-    Open(SocketAddr),
     /// Another controller serves the socket.
     #[error("another controller is listening on {}; stop it first, or give this one another --listen", .0.display())]
     InUse(PathBuf),
@@ -68,16 +66,6 @@ impl fmt::Display for Listen {
 }
 
 impl Listen {
-    /// Refuses an address that others than this host's processes can reach, unless `insecure`.
-    pub fn check(&self, insecure: bool) -> Result<(), ListenError> {
-        match self {
-            Listen::Tcp(address) if !address.ip().is_loopback() && !insecure => {
-                Err(ListenError::Open(*address))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Listens, in place of a socket that a dead controller left there.
     pub async fn bind(&self) -> Result<Listener, ListenError> {
         let failed = |error| ListenError::Io(self.clone(), error);
@@ -99,17 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clear_text_is_for_this_host_alone() {
-        let check = |text: &str, insecure| text.parse::<Listen>().and_then(|listen| listen.check(insecure));
-        for good in ["unix:/run/moat/controller.sock", "127.0.0.1:9470", "[::1]:9470"] {
-            check(good, false).unwrap();
+    fn an_address_is_a_socket_or_a_port() {
+        for good in ["unix:/run/moat/controller.sock", "127.0.0.1:9471", "[::]:9471"] {
+            assert_eq!(good.parse::<Listen>().unwrap().to_string(), good);
         }
-        for open in ["0.0.0.0:9470", "[::]:9470", "192.0.2.1:9470"] {
-            assert!(matches!(check(open, false), Err(ListenError::Open(_))), "{open}");
-            check(open, true).unwrap();
-        }
-        for bad in ["", "unix:", "9470", "localhost:9470"] {
-            assert!(matches!(check(bad, true), Err(ListenError::Text(_))), "{bad}");
+        for bad in ["", "unix:", "9471", "localhost:9471"] {
+            assert!(matches!(bad.parse::<Listen>(), Err(ListenError::Text(_))), "{bad}");
         }
     }
 

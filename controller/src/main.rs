@@ -3,21 +3,26 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::bail;
-use clap::Parser;
+use clap::{Args, Parser};
 use moat_apiserver::Access;
+use moat_controller::authority::Lifetimes;
+use moat_controller::authority::files::Files;
+use moat_controller::entrance::Entrance;
 use moat_controller::listen::Listen;
 use moat_controller::run::{self, Options};
 use moat_controller::source::Source;
+use moat_controller::tokens::Account;
 use moat_daemon::process::{self, LogFormat};
 use moat_manifests::Folders;
 use moat_policies::Limits;
 
 /// Compiles NetworkPolicy, and tells each node's agent what its pods need.
 ///
-/// Objects come from the API server, as the ServiceAccount of this pod or by a kubeconfig; or from folders of manifests. Agents are
-/// served without TLS and without a check of who they are: so only over a Unix socket of this user, or on a loopback address.
+/// Objects come from the API server, as the ServiceAccount of this pod or by a kubeconfig; or from folders of manifests. With an API
+/// server, agents that connect to a port are served by TLS, as the nodes of their tokens.
 #[derive(Parser)]
 #[command(name = "moat-controller", version)]
 struct Cli {
@@ -36,12 +41,8 @@ struct Cli {
     /// Folder of Pods with metadata, spec.nodeName and status only, put over the pods of the same name; watched
     #[arg(long, value_name = "DIR", requires = "manifests")]
     pod_status: Vec<PathBuf>,
-    /// Where agents connect: unix:PATH, or a loopback address and port
-    #[arg(long, value_name = "ADDRESS", default_value = "unix:/run/moat/controller.sock")]
-    listen: Listen,
-    /// Let --listen be any address. Whoever reaches it can then read every node's policy and speak for every node
-    #[arg(long)]
-    insecure_plaintext: bool,
+    #[command(flatten)]
+    entrance: EntranceArgs,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9470")]
     http: SocketAddr,
@@ -51,6 +52,64 @@ struct Cli {
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+}
+
+/// How agents are let in.
+#[derive(Args)]
+struct EntranceArgs {
+    /// Where agents connect: unix:PATH, or an address and a port. With an API server a port takes TLS, and agents' tokens
+    #[arg(long, value_name = "ADDRESS", default_value = "unix:/run/moat/controller.sock")]
+    listen: Listen,
+    /// File of the certificate that agents are shown, PEM, in place of one of the controllers' own CA; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// File of its key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Namespace of the controllers' Service, and of the Secret and the ConfigMap of their CA
+    #[arg(long, value_name = "NAMESPACE", default_value = "moat-system")]
+    namespace: String,
+    /// The ServiceAccount whose tokens agents show
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "moat-system/moat-agent")]
+    agent_account: Account,
+    /// Serve in clear text at any address. Whoever reaches it can then read every node's policy and speak for every node
+    #[arg(long)]
+    insecure_plaintext: bool,
+    /// Let anybody speak for any node at any address
+    #[arg(long)]
+    insecure_any_agent: bool,
+    /// How long a stream goes on before its token is looked at again, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    token_recheck: u64,
+    /// How long a CA is valid, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::default().ca.as_secs(), hide = true)]
+    ca_lifetime: u64,
+    /// How long a CA is published before it signs, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::default().settle.as_secs(), hide = true)]
+    ca_settle: u64,
+    /// How long a certificate of the CA is valid, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::default().leaf.as_secs(), hide = true)]
+    leaf_lifetime: u64,
+}
+
+impl EntranceArgs {
+    fn entrance(self) -> anyhow::Result<Entrance> {
+        let lifetimes = Lifetimes {
+            ca: Duration::from_secs(self.ca_lifetime),
+            settle: Duration::from_secs(self.ca_settle),
+            leaf: Duration::from_secs(self.leaf_lifetime),
+        };
+        Ok(Entrance {
+            listen: self.listen,
+            insecure_plaintext: self.insecure_plaintext,
+            insecure_any_agent: self.insecure_any_agent,
+            files: self.tls_cert.zip(self.tls_key).map(|(certificate, key)| Files { certificate, key }),
+            namespace: self.namespace,
+            account: self.agent_account,
+            token_recheck: Duration::from_secs(self.token_recheck),
+            lifetimes: lifetimes.check()?,
+        })
+    }
 }
 
 fn main() -> ExitCode {
@@ -69,8 +128,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         let options = Options {
             source: source(cli.in_cluster, cli.kubeconfig, cli.context, cli.manifests, cli.pod_status)
                 .await?,
-            listen: cli.listen,
-            insecure: cli.insecure_plaintext,
+            entrance: cli.entrance.entrance()?,
             http: cli.http,
             limits: Limits::of_classes(cli.max_classes_per_pod),
         };

@@ -4,14 +4,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use moat_apiserver::{KindState, State};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::index::Index;
+use crate::tokens::Refusal;
 
 /// All numbers.
 pub struct Metrics {
@@ -22,8 +24,9 @@ pub struct Metrics {
     pub reading_errors: Counter,
     /// Updates that were sent.
     pub updates: Counter,
-    /// Agents that were refused.
-    pub refused: Counter,
+    refused: Family<Why, Counter>,
+    /// Connections on which TLS did not come about.
+    pub handshakes_failed: Counter,
     /// Policies that are not compiled as they stand, and isolate whom they may select.
     pub policies_refused: Gauge,
     /// Events that are there about policies.
@@ -31,6 +34,15 @@ pub struct Metrics {
     /// Events that could not be written.
     pub event_errors: Counter,
 }
+
+/// Why an agent was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+/// Reasons that are not a token's.
+pub const PROTOCOL: [&str; 2] = ["hello", "level"];
 
 impl Metrics {
     /// The numbers of this index, and of what is done with it.
@@ -47,7 +59,8 @@ impl Metrics {
             "Readings of the manifest folders that were refused; the last good one stays in force",
         );
         let updates = counter("updates", "Updates that were sent to agents");
-        let refused = counter("agents_refused", "Agents that were refused");
+        let handshakes_failed =
+            counter("tls_handshakes_failed", "Connections on which TLS did not come about");
         let events =
             counter("policy_events", "Events about policies that were written, or were there already");
         let event_errors = counter("policy_event_errors", "Events about policies that could not be written");
@@ -57,9 +70,30 @@ impl Metrics {
             "Policies that are not compiled as they stand, and isolate the pods that they may select",
             policies_refused.clone(),
         );
+        let refused = Family::<Why, Counter>::default();
+        registry.register("agents_refused", "Agents that were refused", refused.clone());
+        // All are there from the beginning: what begins with a one has no rise.
+        for reason in Refusal::REASONS.into_iter().chain(PROTOCOL) {
+            drop(refused.get_or_create(&Why { reason }));
+        }
         registry.register_collector(Box::new(Agents(index)));
         source.into_iter().for_each(|source| registry.register_collector(Box::new(ApiServer(source))));
-        Self { registry, readings, reading_errors, updates, refused, policies_refused, events, event_errors }
+        Self {
+            registry,
+            readings,
+            reading_errors,
+            updates,
+            refused,
+            handshakes_failed,
+            policies_refused,
+            events,
+            event_errors,
+        }
+    }
+
+    /// An agent was refused for this reason.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Why { reason }).inc();
     }
 
     /// What is to be encoded.

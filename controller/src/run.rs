@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::entrance::Entrance;
 use crate::events::Events;
 use crate::http::{self, Pages};
 use crate::index::Index;
-use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::serve::Serve;
 use crate::source::{Source, Taken};
@@ -24,10 +24,8 @@ use crate::source::{Source, Taken};
 pub struct Options {
     /// Where objects come from.
     pub source: Source,
-    /// Where agents connect.
-    pub listen: Listen,
-    /// Whether that may be where others could read along.
-    pub insecure: bool,
+    /// How agents are let in.
+    pub entrance: Entrance,
     /// Where `/healthz`, `/readyz` and `/metrics` are.
     pub http: SocketAddr,
     /// How much the policies of one pod may ask for.
@@ -36,7 +34,8 @@ pub struct Options {
 
 /// Runs the controller until `stop`.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    options.listen.check(options.insecure)?;
+    let client = options.source.client().cloned();
+    options.entrance.check(client.is_some())?;
     let index = Arc::new(Mutex::new(Index::new(options.limits)));
     let mut source = options.source.begin()?;
     let metrics = Arc::new(Metrics::new(index.clone(), source.states()));
@@ -45,7 +44,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let mut http = tokio::spawn(http::serve(options.http, pages, stop.clone()));
     let name = name();
     let events = Events::default();
-    if let Some(client) = options.source.client() {
+    if let Some(client) = &client {
         let events = events.clone().write(client.clone(), name.clone(), metrics.clone(), stop.clone());
         tokio::spawn(events);
     }
@@ -74,6 +73,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         }
     };
 
+    let gate = options.entrance.prepare(client, &stop).await?;
     // Nobody is listened to before all objects are there: half of them would be another policy.
     while tell.borrow().taken.is_none() {
         tokio::select! {
@@ -82,9 +82,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             taken = source.next() => take(taken?),
         }
     }
-    let listener = options.listen.bind().await?;
-    info!(listen = %options.listen, %name, "serving");
-    let serve = Serve::new(index.clone(), metrics.clone(), name, stop.clone());
+    let listen = &options.entrance.listen;
+    let listener = gate.listen(listen).await?;
+    info!(%listen, %name, tokens = gate.tokens.is_some(), "serving");
+    let serve = Serve::new(index.clone(), metrics.clone(), name, stop.clone()).checking(gate.tokens);
     let mut served = tokio::spawn(serve.run(listener));
     loop {
         tokio::select! {

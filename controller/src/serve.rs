@@ -1,7 +1,7 @@
 //! The stream to each agent.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moat_api::wire::policies_server::{Policies, PoliciesServer};
 use moat_api::wire::{self, from_agent, from_controller};
@@ -15,9 +15,12 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use crate::complaints::Complaints;
 use crate::index::{AgentId, Index, Outgoing, common_level};
 use crate::listen::Listener;
 use crate::metrics::Metrics;
+use crate::tls;
+use crate::tokens::{Refusal, Token, Tokens};
 
 /// How long an agent may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,7 +38,18 @@ pub struct Serve {
     metrics: Arc<Metrics>,
     /// This process, for agents: another one counts its revisions otherwise.
     name: Arc<str>,
+    /// Says which node an agent may speak for; `None`: any.
+    tokens: Option<Arc<Tokens>>,
+    complaints: Arc<Mutex<Complaints>>,
     stop: CancellationToken,
+}
+
+/// Who asks, before it says so.
+struct Asking {
+    /// Where it asks from, for people.
+    from: String,
+    /// What it has shown, and the node that it may therefore speak for.
+    shown: Option<(Token, Arc<str>)>,
 }
 
 type Sender = mpsc::Sender<Result<wire::FromController, Status>>;
@@ -48,12 +62,18 @@ impl Serve {
         name: Arc<str>,
         stop: CancellationToken,
     ) -> Self {
-        Self { index, metrics, name, stop }
+        Self { index, metrics, name, tokens: None, complaints: Arc::default(), stop }
+    }
+
+    /// Serves those alone who show a token that `tokens` takes, as the node that it is of.
+    pub fn checking(self, tokens: Option<Arc<Tokens>>) -> Self {
+        Self { tokens, ..self }
     }
 
     /// Serves whoever connects, until the token that it was made with is cancelled.
     pub async fn run(self, listener: Listener) -> Result<(), tonic::transport::Error> {
         let stop = self.stop.clone();
+        let metrics = self.metrics.clone();
         let flush = self.clone();
         let flusher = tokio::spawn(async move { flush.flush().await });
         let service = PoliciesServer::new(self)
@@ -68,6 +88,10 @@ impl Serve {
         let served = match listener {
             Listener::Tcp(listener) => {
                 router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await
+            }
+            Listener::Tls(listener, config) => {
+                let incoming = tls::accept(listener, config, metrics);
+                router.serve_with_incoming_shutdown(incoming, stopped).await
             }
             Listener::Unix(listener) => {
                 router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
@@ -91,21 +115,27 @@ impl Serve {
     }
 
     /// Serves one agent to its end.
-    async fn agent(self, mut from: Streaming<wire::FromAgent>, to: Sender) {
-        let refuse = async |status: Status| {
-            self.metrics.refused.inc();
-            warn!("an agent is refused: {}", status.message());
+    async fn agent(self, asking: Asking, mut from: Streaming<wire::FromAgent>, to: Sender) {
+        let refuse = async |reason: &'static str, status: Status| {
+            self.refused(&asking.from, reason, &status);
             // Who does not read it has gone.
             let _ = to.send(Err(status)).await;
         };
         let hello = match time::timeout(PATIENCE, self.hello(&mut from)).await {
             Ok(Ok(hello)) => hello,
-            Ok(Err(status)) => return refuse(status).await,
-            Err(_) => return refuse(Status::deadline_exceeded("no Hello")).await,
+            Ok(Err(status)) => return refuse("hello", status).await,
+            Err(_) => return refuse("hello", Status::deadline_exceeded("no Hello")).await,
         };
+        if let Some((_, node)) = &asking.shown
+            && *node != hello.node
+        {
+            let (token, claimed) = (node.to_string(), hello.node.to_string());
+            let refusal = Refusal::OtherNode { token, claimed };
+            return refuse(refusal.reason(), (&refusal).into()).await;
+        }
         let Some(level) = common_level(hello.level) else {
             let status = "this agent speaks no level of the protocol that this controller knows";
-            return refuse(Status::failed_precondition(status)).await;
+            return refuse("level", Status::failed_precondition(status)).await;
         };
         let welcome = wire::Welcome { level, controller: self.name.to_string() };
         if send(&to, from_controller::What::Welcome(welcome)).await.is_err() {
@@ -116,6 +146,11 @@ impl Serve {
         info!(node = %hello.node, version = hello.version, "an agent is there");
         let why = tokio::select! {
             () = self.stop.cancelled() => "the controller stops".to_owned(),
+            refusal = self.expired(&asking) => {
+                self.metrics.refused(refusal.reason());
+                let _ = to.try_send(Err((&refusal).into()));
+                refusal.to_string()
+            }
             () = self.tell(id, &wake, &to) => "it has gone, or another one speaks for its node".to_owned(),
             heard = self.hear(id, &mut from) => match heard {
                 Ok(()) => "it has hung up".to_owned(),
@@ -128,6 +163,23 @@ impl Serve {
         };
         self.index().leave(id);
         info!(node = %hello.node, "an agent is not served any more: {why}");
+    }
+
+    /// Returns once what the agent has shown is no good any more.
+    async fn expired(&self, asking: &Asking) -> Refusal {
+        match (&self.tokens, &asking.shown) {
+            (Some(tokens), Some((token, _))) => tokens.expired(token).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Counts it, and says it if it was not just said.
+    fn refused(&self, from: &str, reason: &'static str, status: &Status) {
+        self.metrics.refused(reason);
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(others) = complaints.say(format!("{from} {reason}"), Instant::now()) {
+            warn!(from, reason, others, "an agent is refused: {}", status.message());
+        }
     }
 
     async fn hello(&self, from: &mut Streaming<wire::FromAgent>) -> Result<Hello, Status> {
@@ -195,10 +247,26 @@ impl Policies for Serve {
         &self,
         request: Request<Streaming<wire::FromAgent>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
+        let from = request.remote_addr().map_or_else(|| "this host".to_owned(), |peer| peer.ip().to_string());
+        let shown = match &self.tokens {
+            None => None,
+            Some(tokens) => Some(shown(tokens, &request).await.map_err(|refusal| {
+                let status = Status::from(&refusal);
+                self.refused(&from, refusal.reason(), &status);
+                status
+            })?),
+        };
         let (to, stream) = mpsc::channel(1);
-        tokio::spawn(self.clone().agent(request.into_inner(), to));
+        tokio::spawn(self.clone().agent(Asking { from, shown }, request.into_inner(), to));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
+}
+
+/// What comes with the request, and the node that it is of.
+async fn shown<T>(tokens: &Tokens, request: &Request<T>) -> Result<(Token, Arc<str>), Refusal> {
+    let token = Token::of(request.metadata())?;
+    let node = tokens.check(&token).await?;
+    Ok((token, node))
 }
 
 async fn send(to: &Sender, what: from_controller::What) -> Result<(), ()> {
