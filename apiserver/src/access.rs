@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
 use crate::Error;
@@ -33,6 +33,7 @@ impl Access {
             Self::InCluster => Config::incluster().map_err(|e| Error::NotInCluster(Box::new(e)))?,
             Self::Kubeconfig { file, context } => {
                 let failed = |source| match file.clone() {
+                    file if matches!(source, KubeconfigError::Parse(_)) => Error::NotAKubeconfig(file),
                     Some(file) => Error::Kubeconfig { file, source: Box::new(source) },
                     None => Error::NoKubeconfig(Box::new(source)),
                 };

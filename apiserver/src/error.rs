@@ -14,6 +14,9 @@ pub enum Error {
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },
+    /// A file that is no kubeconfig. The parser's words are left out: with what is in the file they would show keys and tokens.
+    #[error("{} is no kubeconfig: it cannot be read as YAML of that kind", .0.as_deref().map_or("what KUBECONFIG names".into(), |file| file.display().to_string()))]
+    NotAKubeconfig(Option<PathBuf>),
     /// No kubeconfig where one is looked for.
     #[error("no kubeconfig: set KUBECONFIG, or name a file with --kubeconfig")]
     NoKubeconfig(#[source] Box<kube::config::KubeconfigError>),

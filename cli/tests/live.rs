@@ -89,6 +89,33 @@ fn a_kubeconfig_that_is_not_there_is_named() {
     }
 }
 
+/// A file that was taken for a kubeconfig may be a key, and a kubeconfig with a mistake in it has a token.
+#[test]
+fn what_is_in_a_file_that_is_no_kubeconfig_is_not_shown() {
+    for secret in ["-----BEGIN PRIVATE KEY-----\nMIGHAgEA", "users: [{name: u, user: {token: MIGHAgEA"] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(secret.as_bytes()).unwrap();
+        let path = file.path().to_str().unwrap();
+        for question in QUESTIONS {
+            let said = refused(&asked(question, &file));
+            assert!(
+                said.contains(path) && said.contains("is no kubeconfig") && !said.contains("MIGHAgEA"),
+                "{said}"
+            );
+        }
+        let by_environment = std::process::Command::new(env!("CARGO_BIN_EXE_moat"))
+            .args(["status"])
+            .env("KUBECONFIG", path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(by_environment.stderr).unwrap();
+        assert!(
+            said.contains("what KUBECONFIG names is no kubeconfig") && !said.contains("MIGHAgEA"),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn a_context_that_is_not_there_is_named() {
     let file = kubeconfig("http://127.0.0.1:1");
