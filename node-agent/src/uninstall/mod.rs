@@ -67,7 +67,7 @@ pub enum Refusal {
     AgentRuns(PathBuf),
     /// They would lose their network.
     #[error(
-        "{count} pods here have moat's network: {named}; drain the node first (kubectl drain), or take their network away with \
+        "pods here have moat's network ({count}: {named}): drain the node first (kubectl drain), or take their network away with \
          --force"
     )]
     PodsAreHere {

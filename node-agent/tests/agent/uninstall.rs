@@ -55,7 +55,7 @@ fn nothing_of_moat_is_left_and_what_is_others_stays() {
         assert_eq!(guards(&world.run_dir()).len(), 1, "its tables are guarded");
         let (status, out, err) = said(&world.uninstall(&[]));
         assert_eq!((status, &*out), (Some(1), ""), "{err}");
-        assert!(err.contains("1 pods here have moat's network: default/a (moat"), "{err}");
+        assert!(err.contains("pods here have moat's network (1: default/a (moat"), "{err}");
         assert_eq!(kernel(&world), with_moat, "nothing has changed");
         assert!(config.exists());
 
