@@ -20,5 +20,6 @@ pub mod metrics;
 pub mod run;
 pub mod serve;
 pub mod source;
+mod status;
 mod tls;
 pub mod tokens;

@@ -33,6 +33,8 @@ pub struct Metrics {
     pub events: Counter,
     /// Events that could not be written.
     pub event_errors: Counter,
+    /// NodeEnforcements that were written.
+    pub enforcements: Counter,
 }
 
 /// Why an agent was refused.
@@ -64,6 +66,7 @@ impl Metrics {
         let events =
             counter("policy_events", "Events about policies that were written, or were there already");
         let event_errors = counter("policy_event_errors", "Events about policies that could not be written");
+        let enforcements = counter("node_enforcements", "Times that a NodeEnforcement was written");
         let policies_refused = Gauge::default();
         registry.register(
             "policies_refused",
@@ -88,6 +91,7 @@ impl Metrics {
             policies_refused,
             events,
             event_errors,
+            enforcements,
         }
     }
 

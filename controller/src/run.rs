@@ -18,6 +18,7 @@ use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::serve::Serve;
 use crate::source::{Source, Taken};
+use crate::status::Status;
 
 /// How the controller is to work.
 #[derive(Clone)]
@@ -48,6 +49,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let events = events.clone().write(client.clone(), name.clone(), metrics.clone(), stop.clone());
         tokio::spawn(events);
     }
+    let status = client.clone().map(|client| Status {
+        index: index.clone(),
+        client,
+        namespace: options.entrance.namespace.clone(),
+        name: name.clone(),
+        metrics: metrics.clone(),
+    });
     let mut refused = BTreeSet::new();
     let mut take = |taken: Result<Taken, Errors>| match taken {
         Ok(Taken { changes, fingerprint, notes }) => {
@@ -87,6 +95,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     info!(%listen, %name, tokens = gate.tokens.is_some(), "serving");
     let serve = Serve::new(index.clone(), metrics.clone(), name, stop.clone()).checking(gate.tokens);
     let mut served = tokio::spawn(serve.run(listener));
+    let status = status.map(|status| tokio::spawn(status.run(stop.clone())));
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -97,11 +106,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
     info!("stopping; agents keep what they were told in force");
     served.await.context("server")?.context("server")?;
+    if let Some(status) = status {
+        status.await.context("status")?;
+    }
     http.await.context("HTTP server")?
 }
 
 /// What this process is called: where it runs, which it is, and when it began.
 fn name() -> Arc<str> {
     let began = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{:x}", std::process::id(), began.as_nanos()).into()
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}-{:x}", host.trim(), std::process::id(), began.as_nanos()).into()
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use moat_api::{Attached, Attachments, Change, Hello, LEVEL, Told, ToldPod, update, wire};
 use moat_controller::index::{AgentId, Index};
 use moat_manifests::Changes;
-use moat_policies::{Key, Limits, NamespacedName, NodeDelta, Object};
+use moat_policies::{Key, Limits, NamespacedName, NetworkConfig, NodeDelta, Object};
 use proptest::prelude::*;
 use prost::Message as _;
 use tokio::sync::Notify;
@@ -231,7 +231,7 @@ proptest! {
 }
 
 #[test]
-fn an_agent_that_holds_everything_is_told_nothing() {
+fn an_agent_that_holds_everything_is_told_how_the_network_is_to_be_and_nothing_else() {
     let mut world = World::new();
     for object in support_objects() {
         world.step(Step::Apply(object));
@@ -241,7 +241,8 @@ fn an_agent_that_holds_everything_is_told_nothing() {
     world.step(Step::Leave(0));
     world.join(0);
     let (_, change) = world.index.take(world.agents[0].id.unwrap()).unwrap().change.unwrap();
-    assert_eq!(change, Change { policy: NodeDelta::default(), ..Change::default() });
+    let (config, fingerprint) = (Some(NetworkConfig::default()), Some("".into()));
+    assert_eq!(change, Change { policy: NodeDelta::default(), config, fingerprint, ..Change::default() });
 }
 
 fn support_objects() -> Vec<Object> {

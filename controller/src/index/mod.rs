@@ -9,6 +9,7 @@
 //!
 //! Every change is worked out and noted before the call returns: whoever takes an agent's change then has all of it.
 
+mod enforced;
 mod pending;
 mod pods;
 mod waits;
@@ -22,6 +23,8 @@ use moat_manifests::Changes;
 use moat_policies::{Cluster, Key, Limits, NamespacedName, Node, NodeDelta, Object, Objects, Pod};
 use tokio::sync::Notify;
 
+pub use enforced::Enforcement;
+use enforced::Enforcements;
 use pending::{Pending, Truth};
 use pods::Pods;
 use waits::{Progress, Until, Waits};
@@ -41,6 +44,8 @@ pub struct Index {
     revision: u64,
     /// What people call the source's newest reading.
     fingerprint: Arc<str>,
+    /// What agents say for people.
+    enforced: Enforcements,
     agents: BTreeMap<AgentId, Agent>,
     /// The agent that speaks for a node.
     speaks_for: HashMap<Arc<str>, AgentId>,
@@ -58,8 +63,6 @@ struct Agent {
     progress: Progress,
     error: String,
     closed: u32,
-    /// What it has said for people.
-    enforced: moat_api::wire::Enforced,
     waits: Waits,
     /// What it was answered last.
     answered: u64,
@@ -138,6 +141,7 @@ impl Index {
         if *self.fingerprint != *fingerprint {
             self.fingerprint = fingerprint.into();
             touched.fingerprint = true;
+            self.enforced.news().notify_one();
         }
         self.take_in(changes, touched);
     }
@@ -213,11 +217,11 @@ impl Index {
             progress: Progress::default(),
             error: String::new(),
             closed: 0,
-            enforced: moat_api::wire::Enforced::default(),
             waits: Waits::default(),
             answered: 0,
         };
         self.agents.insert(id, agent);
+        self.enforced.join(id, hello.node.clone(), hello.version.clone());
         id
     }
 
@@ -270,9 +274,17 @@ impl Index {
 
     /// An agent says for people what is in force.
     pub fn enforced(&mut self, id: AgentId, enforced: moat_api::wire::Enforced) {
-        if let Some(agent) = self.agents.get_mut(&id) {
-            agent.enforced = enforced;
-        }
+        self.enforced.hear(id, enforced);
+    }
+
+    /// What is in force on the nodes whose agents are connected, one entry a node.
+    pub fn enforcements(&self) -> Vec<Enforcement> {
+        self.enforced.all(|node| self.pods.on(node))
+    }
+
+    /// Told when [`enforcements`](Self::enforcements) or the fingerprint have changed; one may wait for it.
+    pub fn enforcement_news(&self) -> Arc<Notify> {
+        self.enforced.news().clone()
     }
 
     /// What an agent is to be sent now; `None` where it does not speak for its node any more.
@@ -390,6 +402,7 @@ impl Index {
 
     /// Nobody waits for this one any more.
     fn remove(&mut self, id: AgentId) -> Option<Agent> {
+        self.enforced.leave(id);
         let removed = self.agents.remove(&id)?;
         // So that whoever sends in its name finds out.
         removed.wake.notify_one();

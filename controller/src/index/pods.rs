@@ -66,6 +66,11 @@ impl Pods {
         Some(attachments.pods.keys().cloned().collect())
     }
 
+    /// How many pods of this node have an interface, as far as anybody has said so.
+    pub(super) fn on(&self, node: &str) -> usize {
+        self.heard.get(node).map_or(0, BTreeMap::len)
+    }
+
     /// Nobody says anything of this node's interfaces any more.
     pub(super) fn forget(&mut self, node: &str) {
         self.heard.remove(node);
