@@ -77,13 +77,13 @@ pub struct Masquerade {
     pub except_cidrs: Vec<String>,
 }
 
-/// What becomes of a packet that no policy allows. Drop: nothing; who sent it waits. Reject: a pod of the same node that sent it is
+/// What becomes of a packet that no policy allows. Drop: nothing; who sent it waits. Reject: the cluster's own pods and nodes are
 /// told at once, by a TCP reset or an ICMP "administratively prohibited"; nobody else ever is.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenyAction {
     /// Nothing: who sent it waits.
     Drop,
-    /// A pod that sent it is told at once.
+    /// Who sent it is told at once, if it is the cluster's own.
     Reject,
 }
 
