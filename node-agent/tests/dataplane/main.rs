@@ -7,6 +7,7 @@ mod defect;
 mod drops;
 mod hardening;
 mod interrupted;
+mod live;
 mod masquerade;
 mod pod_to_node;
 mod probe;
