@@ -247,7 +247,9 @@ impl Policies for Serve {
         &self,
         request: Request<Streaming<wire::FromAgent>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let from = request.remote_addr().map_or_else(|| "this host".to_owned(), |peer| peer.ip().to_string());
+        let from = request
+            .remote_addr()
+            .map_or_else(|| "this host".to_owned(), |peer| peer.ip().to_canonical().to_string());
         let shown = match &self.tokens {
             None => None,
             Some(tokens) => Some(shown(tokens, &request).await.map_err(|refusal| {

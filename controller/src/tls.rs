@@ -83,7 +83,7 @@ async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsS
 fn failed(metrics: &Metrics, complaints: &Mutex<Complaints>, peer: SocketAddr, why: &str) {
     metrics.handshakes_failed.inc();
     let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(others) = complaints.say(peer.ip().to_string(), std::time::Instant::now()) {
+    if let Some(others) = complaints.say(peer.ip().to_canonical().to_string(), std::time::Instant::now()) {
         warn!(%peer, others, "no TLS with who connects: {why}");
     }
 }

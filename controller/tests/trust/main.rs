@@ -5,6 +5,10 @@ mod agent;
 mod api_server;
 mod authority;
 mod files;
+mod real;
+#[path = "../../../apiserver/tests/live/server.rs"]
+#[allow(dead_code, reason = "the source's tests use the rest")]
+mod server;
 mod tokens;
 
 use std::time::{Duration, Instant};
