@@ -12,7 +12,6 @@ use kube::api::{Api, WatchEvent, WatchParams};
 use kube::core::Status;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::warn;
 
 use crate::held::Heard;
 use crate::list::pages;
@@ -89,7 +88,6 @@ impl<K: Kind> Follow<K> {
                     error
                 }
             };
-            warn!(kind = K::PLURAL, "what is known stays in force: {error}");
             self.report.failed(error);
             tokio::select! {
                 () = sleep(pause.next()) => {}

@@ -7,6 +7,7 @@ use kube::api::Api;
 use moat_manifests::{StoredConfig, StoredPolicy};
 use moat_policies::{Namespace, Node, Pod};
 use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, info, warn};
 
 use crate::follow::Follow;
 use crate::held::{Heard, Held, News};
@@ -43,14 +44,27 @@ impl Reporter {
     }
 
     pub(crate) fn watching(&self) {
-        self.states.send_if_modified(|states| states[self.number].error.take().is_some());
+        let again = self.states.send_if_modified(|states| states[self.number].error.take().is_some());
+        if again {
+            info!(kind = self.kind(), "watched again");
+        }
     }
 
+    /// Says so in the log once for as long as it is the same.
     pub(crate) fn failed(&self, error: String) {
+        let before = self.states.borrow()[self.number].error.clone();
+        match before.is_some_and(|before| before == error) {
+            true => debug!(kind = self.kind(), "still: {error}"),
+            false => warn!(kind = self.kind(), "what is known stays in force: {error}"),
+        }
         self.states.send_modify(|states| {
             states[self.number].failures += 1;
             states[self.number].error = Some(error);
         });
+    }
+
+    fn kind(&self) -> &'static str {
+        self.states.borrow()[self.number].kind
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) enum Bench {
     Memory,
     /// From the rename of a manifest to the last packet let through, with the real agent
     Latency,
+    /// A controller with 1,000 agents and 100,000 pods: processor, memory, how long changes take, and a restart; no root needed
+    Controller,
     /// The lab, all in one, with nine pods that serve three ports each over TCP and UDP
     Lab,
 }
@@ -60,6 +62,10 @@ impl Bench {
             Bench::Memory => &["bench", "-p", "moat-agent", "--bench", "memory"],
             Bench::Latency if quick => &["bench", "-p", "moat-agent", "--bench", "latency", "--", "--quick"],
             Bench::Latency => &["bench", "-p", "moat-agent", "--bench", "latency"],
+            Bench::Controller if quick => {
+                &["bench", "-p", "moat-controller", "--bench", "agents", "--", "--quick"]
+            }
+            Bench::Controller => &["bench", "-p", "moat-controller", "--bench", "agents"],
             Bench::Lab => return nine_pods(),
         }))
     }

@@ -45,7 +45,7 @@ pub(crate) struct Server {
     api_server: Option<Child>,
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
@@ -116,6 +116,8 @@ impl Server {
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(format!("--service-account-key-file={}", file("accounts.pub")))
             .arg(format!("--service-account-signing-key-file={}", file("accounts.key")))
+            // So that it takes policies that older servers took.
+            .arg("--feature-gates=StrictIPCIDRValidation=false")
             // Nobody makes the ServiceAccounts that pods would have.
             .arg("--disable-admission-plugins=ServiceAccount");
         self.api_server = Some(spawn(command, &self.folder.join("kube-apiserver.log")));
@@ -162,7 +164,7 @@ fn spawn(mut command: Command, log: &Path) -> Child {
     command.spawn().expect("the program starts; is etcd in PATH?")
 }
 
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let wait = async {
         while !is_so().await {
             sleep(Duration::from_millis(50)).await;
