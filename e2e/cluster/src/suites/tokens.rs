@@ -156,7 +156,10 @@ async fn ask(to: SocketAddr, ca: &str, token: Option<&str>, node: &str) -> Resul
     let tls = ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(ca));
     let channel = Endpoint::from_shared(format!("https://{to}"))?.tls_config(tls)?.connect().await;
     let mut client = PoliciesClient::new(channel.context("cannot connect to the controller")?);
-    let hello = Hello { level: moat_api::LEVEL, node: node.to_owned(), ..Hello::default() };
+    // It holds nothing: sums over nothing have their octets all the same.
+    let nothing = vec![0; 16];
+    let (pods, nodes) = (nothing.clone(), nothing);
+    let hello = Hello { level: moat_api::LEVEL, node: node.to_owned(), pods, nodes, ..Hello::default() };
     let first = FromAgent { what: Some(from_agent::What::Hello(hello)) };
     // Held open: who hangs up at once may not hear the answer.
     let words = tokio_stream::StreamExt::chain(tokio_stream::once(first), tokio_stream::pending());
