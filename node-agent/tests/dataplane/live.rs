@@ -192,7 +192,11 @@ fn as_much_is_logged_as_is_asked_for_and_the_tunnel_is_looked_at_when_there_may_
         let mut talk = Talk::begin(&w, "free", "open");
         let chain = || w.node.command("nft list chain inet moat policy-ingress");
         let net = || w.node.command("nft list table inet moat-net");
-        assert!(chain().contains("limit rate over") || chain().contains("limit rate 10/second"), "{}", chain());
+        assert!(
+            chain().contains("limit rate over") || chain().contains("limit rate 10/second"),
+            "{}",
+            chain()
+        );
         assert!(!net().contains("4789"), "{}", net());
         lay_out(&w, Live { drop_log: LogLimit { rate: 3, burst: 7 }, tunnel: true, ..as_it_was() });
         assert!(chain().contains("limit rate 3/second burst 7 packets"), "{}", chain());
