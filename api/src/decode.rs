@@ -121,7 +121,8 @@ impl TryFrom<wire::Hello> for Hello {
         let programs = programs.collect::<Result<BTreeSet<_>>>()?;
         let held = Held { sets, programs, pods: Digest(id(&hello.pods)?), nodes: Digest(id(&hello.nodes)?) };
         let node = text(&hello.node).ok_or(Invalid::Missing("node"))?;
-        Ok(Hello { level: hello.level, node, version: hello.version, held })
+        let (announces_only, life) = (hello.announces_only, hello.life.into());
+        Ok(Hello { level: hello.level, node, version: hello.version, held, announces_only, life })
     }
 }
 

@@ -68,6 +68,8 @@ impl From<&Hello> for wire::Hello {
             programs: hello.held.programs.iter().map(|id| id.0.into()).collect(),
             pods: hello.held.pods.0.into(),
             nodes: hello.held.nodes.0.into(),
+            announces_only: hello.announces_only,
+            life: hello.life.to_string(),
         }
     }
 }

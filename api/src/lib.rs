@@ -23,7 +23,7 @@ pub use change::{Change, ToldPod};
 pub use decode::Invalid;
 pub use digest::Digest;
 pub use encode::update;
-pub use hello::{Attached, Attachments, Hello};
+pub use hello::{Announced, Attached, Attachments, Hello};
 pub use told::{Held, Told};
 
 /// The highest level of the protocol that this version understands.

@@ -7,7 +7,9 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use moat_api::{Attached, Attachments, Change, Hello, Invalid, LEVEL, Told, ToldPod, update, wire};
+use moat_api::{
+    Announced, Attached, Attachments, Change, Hello, Invalid, LEVEL, Told, ToldPod, update, wire,
+};
 use moat_policies::{NamespacedName, NodeDelta, Object};
 use proptest::prelude::*;
 use prost::Message as _;
@@ -94,8 +96,19 @@ fn pods_of(mut change: Change) -> Change {
 #[test]
 fn an_agent_says_who_it_is_and_what_it_has() {
     let held = Told::default().held();
-    let hello = Hello { level: LEVEL, node: "n1".into(), version: "0.1.0".into(), held };
+    let hello = Hello {
+        level: LEVEL,
+        node: "n1".into(),
+        version: "0.1.0".into(),
+        held,
+        announces_only: true,
+        life: "one".into(),
+    };
     assert_eq!(Hello::try_from(wire::Hello::from(&hello)), Ok(hello));
+    let answer = Announced { number: 7, gone: 3 };
+    assert_eq!(Announced::heard(answer.at(2), 2), answer);
+    let both = Announced { number: 3, gone: 3 };
+    assert_eq!(Announced::heard(answer.at(1), 1), both, "one number stands for both");
     let attached =
         Attached { uid: None, addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()] };
     let pods = BTreeMap::from([

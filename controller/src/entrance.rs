@@ -95,6 +95,11 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Whether agents are spoken with by TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Listens as the gate says.
     pub async fn listen(&self, listen: &Listen) -> Result<Listener, ListenError> {
         Ok(match (listen.bind().await?, &self.tls) {

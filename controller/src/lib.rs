@@ -17,6 +17,7 @@ pub mod http;
 pub mod index;
 pub mod listen;
 pub mod metrics;
+mod replicas;
 pub mod run;
 pub mod serve;
 pub mod source;

@@ -43,6 +43,10 @@ struct Cli {
     pod_status: Vec<PathBuf>,
     #[command(flatten)]
     entrance: EntranceArgs,
+    /// Where another replica of this controller is, as agents are to connect to it: they say to each which addresses their pods
+    /// have. Without it, and with an API server, those behind the Service are; may be given more than once
+    #[arg(long, value_name = "URL")]
+    replica: Vec<String>,
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9470")]
     http: SocketAddr,
@@ -129,6 +133,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
             source: source(cli.in_cluster, cli.kubeconfig, cli.context, cli.manifests, cli.pod_status)
                 .await?,
             entrance: cli.entrance.entrance()?,
+            replicas: cli.replica,
             http: cli.http,
             limits: Limits::of_classes(cli.max_classes_per_pod),
         };

@@ -16,6 +16,7 @@ use crate::events::Events;
 use crate::http::{self, Pages};
 use crate::index::Index;
 use crate::metrics::Metrics;
+use crate::replicas;
 use crate::serve::Serve;
 use crate::source::{Source, Taken};
 use crate::status::Status;
@@ -27,6 +28,9 @@ pub struct Options {
     pub source: Source,
     /// How agents are let in.
     pub entrance: Entrance,
+    /// Where the replicas of this controller are, as agents are to connect to them. This one may be among them. None: where an API
+    /// server says that they are, if there is one.
+    pub replicas: Vec<String>,
     /// Where `/healthz`, `/readyz` and `/metrics` are.
     pub http: SocketAddr,
     /// How much the policies of one pod may ask for.
@@ -81,7 +85,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         }
     };
 
-    let gate = options.entrance.prepare(client, &stop).await?;
+    let gate = options.entrance.prepare(client.clone(), &stop).await?;
     // Nobody is listened to before all objects are there: half of them would be another policy.
     while tell.borrow().taken.is_none() {
         tokio::select! {
@@ -93,7 +97,18 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let listen = &options.entrance.listen;
     let listener = gate.listen(listen).await?;
     info!(%listen, %name, tokens = gate.tokens.is_some(), "serving");
-    let serve = Serve::new(index.clone(), metrics.clone(), name, stop.clone()).checking(gate.tokens);
+    let (_known, replicas) = match &client {
+        // Whoever serves by TLS is one of those behind the Service.
+        Some(client) if gate.is_tls() && options.replicas.is_empty() => {
+            let (tell, replicas) = watch::channel(None);
+            let follow = replicas::follow(client.clone(), options.entrance.namespace.clone(), tell.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(follow));
+            (tell, replicas)
+        }
+        _ => watch::channel(Some(options.replicas)),
+    };
+    let serve =
+        Serve::new(index.clone(), metrics.clone(), name, stop.clone()).checking(gate.tokens).beside(replicas);
     let mut served = tokio::spawn(serve.run(listener));
     let status = status.map(|status| tokio::spawn(status.run(stop.clone())));
     loop {

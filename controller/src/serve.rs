@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use moat_api::wire::policies_server::{Policies, PoliciesServer};
 use moat_api::wire::{self, from_agent, from_controller};
 use moat_api::{Attachments, Hello, LARGEST_FROM_AGENT, LARGEST_FROM_CONTROLLER};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -41,8 +41,12 @@ pub struct Serve {
     /// Says which node an agent may speak for; `None`: any.
     tokens: Option<Arc<Tokens>>,
     complaints: Arc<Mutex<Complaints>>,
+    replicas: Replicas,
     stop: CancellationToken,
 }
+
+/// Where all the replicas of the controller are, for agents that announce to each of them; `None` while that is not known.
+pub type Replicas = watch::Receiver<Option<Vec<String>>>;
 
 /// Who asks, before it says so.
 struct Asking {
@@ -62,12 +66,18 @@ impl Serve {
         name: Arc<str>,
         stop: CancellationToken,
     ) -> Self {
-        Self { index, metrics, name, tokens: None, complaints: Arc::default(), stop }
+        let (_, replicas) = watch::channel(Some(Vec::new()));
+        Self { index, metrics, name, tokens: None, complaints: Arc::default(), replicas, stop }
     }
 
     /// Serves those alone who show a token that `tokens` takes, as the node that it is of.
     pub fn checking(self, tokens: Option<Arc<Tokens>>) -> Self {
         Self { tokens, ..self }
+    }
+
+    /// Says to agents that these replicas are beside it.
+    pub fn beside(self, replicas: Replicas) -> Self {
+        Self { replicas, ..self }
     }
 
     /// Serves whoever connects, until the token that it was made with is cancelled.
@@ -143,7 +153,14 @@ impl Serve {
         }
         let wake = Arc::new(Notify::new());
         let id = self.index().join(&hello, wake.clone());
-        info!(node = %hello.node, version = hello.version, "an agent is there");
+        let only = if hello.announces_only { ", and only announces" } else { "" };
+        info!(node = %hello.node, version = hello.version, "an agent is there{only}");
+        // Before anything is answered: an answer counts for as much as everybody's is known to.
+        let replicas = (level >= 2 && !hello.announces_only).then(|| {
+            let mut replicas = self.replicas.clone();
+            replicas.mark_changed();
+            replicas
+        });
         let why = tokio::select! {
             () = self.stop.cancelled() => "the controller stops".to_owned(),
             refusal = self.expired(&asking) => {
@@ -151,7 +168,7 @@ impl Serve {
                 let _ = to.try_send(Err((&refusal).into()));
                 refusal.to_string()
             }
-            () = self.tell(id, &wake, &to) => "it has gone, or another one speaks for its node".to_owned(),
+            () = self.tell(id, &wake, replicas, &to, level) => "it has gone, or another one speaks for its node".to_owned(),
             heard = self.hear(id, &mut from) => match heard {
                 Ok(()) => "it has hung up".to_owned(),
                 Err(status) => {
@@ -190,9 +207,26 @@ impl Serve {
     }
 
     /// Sends what there is to be sent, for as long as this agent speaks for its node and reads.
-    async fn tell(&self, id: AgentId, wake: &Notify, to: &Sender) {
+    async fn tell(
+        &self,
+        id: AgentId,
+        wake: &Notify,
+        mut replicas: Option<Replicas>,
+        to: &Sender,
+        level: u32,
+    ) {
         loop {
-            wake.notified().await;
+            tokio::select! {
+                biased;
+                endpoints = changed(&mut replicas) => {
+                    let message = from_controller::What::Replicas(wire::Replicas { endpoints });
+                    match send(to, message).await {
+                        Ok(()) => continue,
+                        Err(()) => return,
+                    }
+                }
+                () = wake.notified() => {}
+            }
             // There is room for one message: an agent that does not read leaves its news where they are, as names.
             let Ok(room) = to.reserve().await else { return };
             let taken = self.index().take(id);
@@ -205,8 +239,7 @@ impl Serve {
                 self.metrics.updates.inc();
                 messages.push(from_controller::What::Update(moat_api::update(revision, &change)));
             }
-            messages
-                .extend(announced.map(|number| from_controller::What::Announced(wire::Announced { number })));
+            messages.extend(announced.map(|answer| from_controller::What::Announced(answer.at(level))));
             let mut messages = messages.into_iter().map(|what| Ok(wire::FromController { what: Some(what) }));
             if let Some(message) = messages.next() {
                 room.send(message);
@@ -269,6 +302,19 @@ async fn shown<T>(tokens: &Tokens, request: &Request<T>) -> Result<(Token, Arc<s
     let token = Token::of(request.metadata())?;
     let node = tokens.check(&token).await?;
     Ok((token, node))
+}
+
+/// The replicas that there are, when they are others than those that were told; never, where nobody is to be told.
+async fn changed(replicas: &mut Option<Replicas>) -> Vec<String> {
+    if let Some(replicas) = replicas {
+        while replicas.changed().await.is_ok() {
+            if let Some(endpoints) = replicas.borrow_and_update().clone() {
+                return endpoints;
+            }
+        }
+    }
+    // Nobody says any more which there are: then those stay.
+    std::future::pending().await
 }
 
 async fn send(to: &Sender, what: from_controller::What) -> Result<(), ()> {

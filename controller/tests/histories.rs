@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use moat_api::{Attached, Attachments, Change, Hello, LEVEL, Told, ToldPod, update, wire};
+use moat_api::{Announced, Attached, Attachments, Change, Hello, LEVEL, Told, ToldPod, update, wire};
 use moat_controller::index::{AgentId, Index};
 use moat_manifests::Changes;
 use moat_policies::{Key, Limits, NamespacedName, NetworkConfig, NodeDelta, Object};
@@ -75,7 +75,7 @@ struct Agent {
     told: Told,
     attached: BTreeMap<NamespacedName, Attached>,
     number: u64,
-    announced: u64,
+    announced: Announced,
     /// What it was told last.
     revision: u64,
 }
@@ -132,8 +132,7 @@ impl World {
 
     fn join(&mut self, node: usize) {
         let agent = &mut self.agents[node];
-        let hello =
-            Hello { level: LEVEL, node: NODES[node].into(), version: String::new(), held: agent.told.held() };
+        let hello = hello(node, agent.told.held());
         let hello = Hello::try_from(wire::Hello::from(&hello)).unwrap();
         let before = agent.id.replace(self.index.join(&hello, Arc::new(Notify::new())));
         if let Some(before) = before {
@@ -222,7 +221,8 @@ proptest! {
         }
         world.check();
         for agent in &world.agents {
-            prop_assert_eq!(agent.announced, agent.number, "everybody has said that it is in force");
+            let all = Announced { number: agent.number, gone: agent.number };
+            prop_assert_eq!(agent.announced, all, "everybody has said that it is in force");
         }
         for state in world.index.agents() {
             prop_assert!(state.current);
@@ -243,6 +243,11 @@ fn an_agent_that_holds_everything_is_told_how_the_network_is_to_be_and_nothing_e
     let (_, change) = world.index.take(world.agents[0].id.unwrap()).unwrap().change.unwrap();
     let (config, fingerprint) = (Some(NetworkConfig::default()), Some("".into()));
     assert_eq!(change, Change { policy: NodeDelta::default(), config, fingerprint, ..Change::default() });
+}
+
+fn hello(node: usize, held: moat_api::Held) -> Hello {
+    let (version, life) = (String::new(), format!("the agent of {node}").into());
+    Hello { level: LEVEL, node: NODES[node].into(), version, held, announces_only: false, life }
 }
 
 fn support_objects() -> Vec<Object> {

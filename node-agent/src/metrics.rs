@@ -14,6 +14,7 @@ use crate::crowding::CrowdingNumbers;
 use crate::dataplane::Stats;
 use crate::droplog::DropNumbers;
 use crate::flows::FlowNumbers;
+use crate::podnet::PodNet;
 
 /// All numbers.
 pub struct Metrics {
@@ -22,6 +23,7 @@ pub struct Metrics {
     drops: Arc<OnceLock<DropNumbers>>,
     flows: Arc<OnceLock<FlowNumbers>>,
     crowding: Arc<OnceLock<CrowdingNumbers>>,
+    podnet: Arc<OnceLock<PodNetNumbers>>,
     attachments: Gauge,
     /// Readings that were put in force.
     pub readings: Counter,
@@ -61,12 +63,15 @@ impl Default for Metrics {
         registry.register_collector(Box::new(Later(flows.clone())));
         let crowding = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Later(crowding.clone())));
+        let podnet = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(Later(podnet.clone())));
         Self {
             registry,
             dataplane,
             drops,
             flows,
             crowding,
+            podnet,
             attachments,
             readings,
             reading_errors,
@@ -99,6 +104,12 @@ impl Metrics {
     pub(crate) fn crowding(&self, numbers: CrowdingNumbers) {
         // And that.
         let _ = self.crowding.set(numbers);
+    }
+
+    /// The pod network has been taken over, and this is it.
+    pub(crate) fn podnet(&self, podnet: PodNet) {
+        // And that as well.
+        let _ = self.podnet.set(PodNetNumbers(podnet));
     }
 
     /// Whether the kernel does not hold what it is to hold.
@@ -197,5 +208,17 @@ impl Collector for DataplaneNumbers {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         Ok(())
+    }
+}
+
+/// What the pod network knows, asked when somebody asks.
+#[derive(Debug)]
+struct PodNetNumbers(PodNet);
+
+impl Collector for PodNetNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Addresses of pods that are gone, which are not given to others before every controller has answered";
+        let gauge = ConstGauge::new(i64::try_from(self.0.unanswered()).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor("addresses_unanswered", help, None, gauge.metric_type())?)
     }
 }

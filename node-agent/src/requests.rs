@@ -212,19 +212,14 @@ impl Agent {
         }
     }
 
-    /// Takes an attachment out of the kernel's tables: from then on its packets are an unknown pod's, and dropped.
+    /// Takes an attachment out of the kernel's tables: from then on its packets are an unknown pod's, and dropped. Its address is
+    /// free when everybody who is told so has answered; who removes it does not wait for that.
     async fn forget(&self, key: &AttachmentKey) {
-        let mut gone = Vec::new();
-        let ticket = self.change(|desired| {
-            let update = desired.detach(key);
-            gone.extend(update.pods.keys().cloned());
-            update
-        });
-        if let Err(error) = ticket.done().await {
+        if let Err(error) = self.change(|desired| desired.detach(key)).done().await {
             warn!(%key, "the tables still hold a pod that is going: {error}");
         }
-        for pod in gone {
-            self.outbox.detach(pod);
+        if let Some(attachment) = self.podnet.attachment(key) {
+            self.outbox.detach(&attachment);
         }
     }
 }

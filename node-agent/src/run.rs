@@ -26,7 +26,7 @@ use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::network::Network;
-use crate::podnet::{Attachment, PodNet, PodNetConfig};
+use crate::podnet::{Answers, Attachment, PodNet, PodNetConfig};
 use crate::readiness::{Nth, Readiness};
 use crate::source::{self, News, Outbox, Source, Told};
 
@@ -208,7 +208,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let metrics = Arc::new(Metrics::default());
     let pages = http::Pages { readiness: readiness.clone(), metrics: metrics.clone() };
     let mut http = tokio::spawn(http::serve(options.listen, pages, stop.clone()));
-    let outbox = Arc::new(Outbox::default());
+    let answers = Arc::new(match &options.source {
+        Source::Folders(_) => Answers::of_nobody(),
+        Source::Controller(_) => Answers::of_controllers(),
+    });
+    let outbox = Arc::new(Outbox::new(answers.clone()));
     let (mut source, ended) = match &options.source {
         Source::Folders(folders) => {
             (watch(folders.clone())?, "the manifest folders are not watched any more")
@@ -237,7 +241,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let name = Name::of(&first);
     let socket = options.run_dir.join("agent.sock");
     let mut invitation = Invitation::of(&options.cni, &socket)?;
-    let agent = Arc::new(start(&options, first, readiness, metrics, outbox).await?);
+    let agent = Arc::new(start(&options, first, readiness, metrics, outbox, answers).await?);
     let policy = Arc::downgrade(&agent);
     let policy = move |attachment: &Attachment| policy.upgrade().is_some_and(|agent| agent.renew(attachment));
     agent.podnet.keep(agent.metrics.mended.clone(), policy).context("cannot watch over the pod network")?;
@@ -290,8 +294,10 @@ async fn start(
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     outbox: Arc<Outbox>,
+    answers: Arc<Answers>,
 ) -> anyhow::Result<Agent> {
     let mut podnet = PodNetConfig::new(&options.state_dir);
+    podnet.answers = answers;
     podnet.address_rest = options.address_rest;
     (podnet.mode, podnet.mtu) = (options.network.mode, options.network.mtu);
     podnet.notes = Some(moat_cni::note::folder(&options.run_dir.join("agent.sock")));
@@ -374,6 +380,7 @@ async fn start(
         readiness,
         metrics,
     };
+    agent.metrics.podnet(agent.podnet.clone());
     agent.metrics.attachments(agent.podnet.attachments().len());
     agent.tell_network().await;
     Ok(agent)

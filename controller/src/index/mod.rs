@@ -9,6 +9,7 @@
 //!
 //! Every change is worked out and noted before the call returns: whoever takes an agent's change then has all of it.
 
+mod agents;
 mod enforced;
 mod pending;
 mod pods;
@@ -18,20 +19,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use moat_api::{Attachments, Change, Hello, LEVEL};
+use moat_api::{Announced, Attachments, Change, Hello};
 use moat_manifests::Changes;
 use moat_policies::{Cluster, Key, Limits, NamespacedName, Node, NodeDelta, Object, Objects, Pod};
 use tokio::sync::Notify;
 
+use agents::{Agent, Caller};
+pub use agents::{AgentId, AgentState, common_level};
 pub use enforced::Enforcement;
 use enforced::Enforcements;
 use pending::{Pending, Truth};
 use pods::Pods;
-use waits::{Progress, Until, Waits};
-
-/// One connection of one agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AgentId(u64);
+use waits::{Announcements, Progress};
 
 /// All of it.
 #[derive(Default)]
@@ -46,26 +45,13 @@ pub struct Index {
     fingerprint: Arc<str>,
     /// What agents say for people.
     enforced: Enforcements,
+    /// Everybody who is connected.
+    callers: BTreeMap<AgentId, Caller>,
+    /// Those of them who follow this controller.
     agents: BTreeMap<AgentId, Agent>,
     /// The agent that speaks for a node.
     speaks_for: HashMap<Arc<str>, AgentId>,
     agents_so_far: u64,
-}
-
-/// A connected agent.
-struct Agent {
-    node: Arc<str>,
-    pending: Pending,
-    /// Woken when there is something to be told.
-    wake: Arc<Notify>,
-    /// The revision that it was told last.
-    told: u64,
-    progress: Progress,
-    error: String,
-    closed: u32,
-    waits: Waits,
-    /// What it was answered last.
-    answered: u64,
 }
 
 /// What an agent is to be sent.
@@ -73,21 +59,8 @@ struct Agent {
 pub struct Outgoing {
     /// What changes on its node, and the revision that this leads to.
     pub change: Option<(u64, Change)>,
-    /// Up to which number its announcements are in force elsewhere, where that has changed.
-    pub announced: Option<u64>,
-}
-
-/// What is known of an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentState {
-    /// The node that it speaks for.
-    pub node: Arc<str>,
-    /// It holds everything that it is to hold, and has said that it is in force.
-    pub current: bool,
-    /// Why the newest that it was told is not in force.
-    pub error: String,
-    /// How many of its pods are closed because of the kernel or a limit.
-    pub closed: u32,
+    /// How far its announcements are in force elsewhere, where that has changed.
+    pub announced: Option<Announced>,
 }
 
 /// What one call changes, until it is noted with the agents.
@@ -122,12 +95,7 @@ impl Index {
 
     /// Who is connected, and how far he is.
     pub fn agents(&self) -> impl Iterator<Item = AgentState> {
-        self.agents.values().map(|agent| AgentState {
-            node: agent.node.clone(),
-            current: agent.is_current(),
-            error: agent.error.clone(),
-            closed: agent.closed,
-        })
+        self.agents.values().map(Agent::state)
     }
 
     /// The source says what became different.
@@ -192,7 +160,8 @@ impl Index {
             self.locate(&name, &mut touched);
         }
         for node in touched.nodes.clone() {
-            if !self.objects().nodes().contains_key(&node) && !self.speaks_for.contains_key(&node) {
+            let nobody_speaks = || self.callers.values().all(|caller| caller.node != node);
+            if !self.objects().nodes().contains_key(&node) && nobody_speaks() {
                 self.pods.forget(&node);
             }
             self.locate_all_of(&node, &mut touched);
@@ -204,56 +173,56 @@ impl Index {
     pub fn join(&mut self, hello: &Hello, wake: Arc<Notify>) -> AgentId {
         self.agents_so_far += 1;
         let id = AgentId(self.agents_so_far);
-        if let Some(before) = self.speaks_for.insert(hello.node.clone(), id) {
-            self.remove(before);
-        }
-        let pending = Pending::from(&hello.held, &self.cluster.state(&hello.node), &self.truth(&hello.node));
-        wake.notify_one();
-        let agent = Agent {
-            node: hello.node.clone(),
-            pending,
-            wake,
-            told: 0,
-            progress: Progress::default(),
-            error: String::new(),
-            closed: 0,
-            waits: Waits::default(),
-            answered: 0,
+        // An agent may follow and, by a connection of its own that is about to end, announce. Another process of it has taken its
+        // place, and whatever the one before still has to say is not so any more.
+        let follows = |id: &AgentId| self.agents.contains_key(id);
+        let replaced = |(other, caller): (&AgentId, &Caller)| {
+            let same_life = caller.life == hello.life && !hello.life.is_empty();
+            let same_kind = follows(other) != hello.announces_only;
+            (caller.node == hello.node && (same_kind || !same_life)).then_some(*other)
         };
-        self.agents.insert(id, agent);
-        self.enforced.join(id, hello.node.clone(), hello.version.clone());
+        let replaced: Vec<AgentId> = self.callers.iter().filter_map(replaced).collect();
+        replaced.into_iter().for_each(|before| self.remove(before));
+        let (node, life) = (hello.node.clone(), hello.life.clone());
+        if !hello.announces_only {
+            self.speaks_for.insert(node.clone(), id);
+            let pending = Pending::from(&hello.held, &self.cluster.state(&node), &self.truth(&node));
+            self.agents.insert(id, Agent::new(node.clone(), pending, wake.clone()));
+        }
+        wake.notify_one();
+        self.enforced.join(id, node.clone(), hello.version.clone());
+        self.callers.insert(id, Caller { node, life, wake, announcements: Announcements::default() });
         id
     }
 
     /// An agent has gone. What it said of its node's interfaces is still so.
     pub fn leave(&mut self, id: AgentId) {
-        if let Some(agent) = self.remove(id)
-            && self.speaks_for.get(&agent.node) == Some(&id)
-        {
-            self.speaks_for.remove(&agent.node);
-        }
+        self.remove(id);
     }
 
     /// An agent says which interfaces there are on its node.
     pub fn attached(&mut self, id: AgentId, attachments: &Attachments) {
-        let Some(agent) = self.agents.get(&id) else { return };
-        let node = agent.node.clone();
+        let Some(caller) = self.callers.get(&id) else { return };
+        let (node, life) = (caller.node.clone(), caller.life.clone());
         let mut touched = Touched::default();
-        match self.pods.hear(&node, attachments) {
+        let about = self.pods.hear(&node, &life, attachments);
+        match about.pods {
             None => self.locate_all_of(&node, &mut touched),
             Some(pods) => pods.iter().for_each(|pod| self.locate(pod, &mut touched)),
         }
-        let moved = !touched.moved.is_empty();
+        let (goes, whole) = (about.goes || !touched.moved.is_empty(), attachments.whole);
         let concerned = self.note(touched);
-        let on = self.agents.keys().filter_map(|agent| match (moved, concerned.contains(agent)) {
-            (true, _) => Some((*agent, Until::Followed)),
-            (false, true) => Some((*agent, Until::InForce)),
-            (false, false) => None,
-        });
-        let on: Vec<_> = on.collect();
-        if let Some(agent) = self.agents.get_mut(&id) {
-            agent.waits.add(attachments.number, self.revision, on);
-            agent.wake.notify_one();
+        // What this call changes is not all: what goes may have been known to go before, from the source; and what is said whole may
+        // have been said before by a connection that took who waited with it.
+        let known = self.agents.iter().filter(|(id, _)| whole || concerned.contains(id));
+        let known: Vec<_> =
+            known.filter_map(|(id, a)| Some((*id, a.lags(a.progress.in_force, self.revision)?))).collect();
+        let gone = self.agents.iter().filter(|_| goes);
+        let gone: Vec<_> =
+            gone.filter_map(|(id, a)| Some((*id, a.lags(a.progress.followed, self.revision)?))).collect();
+        if let Some(caller) = self.callers.get_mut(&id) {
+            caller.announcements.add(attachments.number, known, gone);
+            caller.wake.notify_one();
         }
     }
 
@@ -266,9 +235,10 @@ impl Index {
         agent.progress = progress;
         agent.error.clone_from(&applied.error);
         agent.closed = applied.closed;
-        for agent in self.agents.values_mut() {
-            agent.waits.came(id, progress);
-            agent.answer();
+        for caller in self.callers.values_mut() {
+            if caller.announcements.came(id, progress) {
+                caller.wake.notify_one();
+            }
         }
     }
 
@@ -289,18 +259,17 @@ impl Index {
 
     /// What an agent is to be sent now; `None` where it does not speak for its node any more.
     pub fn take(&mut self, id: AgentId) -> Option<Outgoing> {
-        let node = self.agents.get(&id)?.node.clone();
+        let announced = self.callers.get_mut(&id)?.announcements.take();
+        let Some(agent) = self.agents.get_mut(&id) else {
+            return Some(Outgoing { change: None, announced });
+        };
         let revision = self.revision;
-        let mut pending = std::mem::take(&mut self.agents.get_mut(&id)?.pending);
-        let change = (!pending.is_empty()).then(|| (revision, pending.take(&self.truth(&node))));
-        let agent = self.agents.get_mut(&id)?;
-        if change.is_some() {
-            agent.told = revision;
+        let (node, mut pending) = (agent.node.clone(), std::mem::take(&mut agent.pending));
+        if pending.is_empty() {
+            return Some(Outgoing { change: None, announced });
         }
-        let answered = agent.waits.answered();
-        let announced = (answered != agent.answered).then_some(answered);
-        agent.answered = answered;
-        Some(Outgoing { change, announced })
+        agent.told = revision;
+        Some(Outgoing { change: Some((revision, pending.take(&self.truth(&node)))), announced })
     }
 
     /// Wakes those who have only been told of nothing but addresses that are others' now. To be called now and then.
@@ -401,17 +370,22 @@ impl Index {
     }
 
     /// Nobody waits for this one any more.
-    fn remove(&mut self, id: AgentId) -> Option<Agent> {
+    fn remove(&mut self, id: AgentId) {
         self.enforced.leave(id);
-        let removed = self.agents.remove(&id)?;
+        let Some(removed) = self.callers.remove(&id) else { return };
         // So that whoever sends in its name finds out.
         removed.wake.notify_one();
-        let gone = BTreeSet::from([id]);
-        for agent in self.agents.values_mut() {
-            agent.waits.gone(&gone);
-            agent.answer();
+        if self.agents.remove(&id).is_none() {
+            return;
         }
-        Some(removed)
+        if self.speaks_for.get(&removed.node) == Some(&id) {
+            self.speaks_for.remove(&removed.node);
+        }
+        for caller in self.callers.values_mut() {
+            if caller.announcements.left(id) {
+                caller.wake.notify_one();
+            }
+        }
     }
 
     fn truth(&self, node: &str) -> Truth<'_> {
@@ -429,24 +403,6 @@ impl Index {
     pub fn nodes(&self) -> &BTreeMap<Arc<str>, Node> {
         self.cluster.objects().nodes()
     }
-}
-
-impl Agent {
-    fn is_current(&self) -> bool {
-        self.pending.is_empty() && self.progress.in_force >= self.told && self.error.is_empty()
-    }
-
-    /// There may be an answer for it.
-    fn answer(&self) {
-        if self.waits.answered() != self.answered {
-            self.wake.notify_one();
-        }
-    }
-}
-
-/// The level that both speak; `None` where there is none.
-pub fn common_level(theirs: u32) -> Option<u32> {
-    Some(theirs.min(LEVEL)).filter(|level| *level > 0)
 }
 
 /// Whether the pod is who it was before, and has the address. An address that is a node's, too, is nobody's to lose.

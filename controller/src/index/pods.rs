@@ -17,7 +17,25 @@ pub(super) struct Pods {
     /// What the source puts over the pods of these names.
     states: BTreeMap<NamespacedName, PodStatus>,
     /// The interfaces of each node whose agent has said which there are. Of such a node's pods nobody else says the addresses.
-    heard: HashMap<Arc<str>, BTreeMap<NamespacedName, Attached>>,
+    heard: HashMap<Arc<str>, Heard>,
+}
+
+/// What a node's agent has said.
+#[derive(Default)]
+struct Heard {
+    /// Which process of the agent; empty where it does not say.
+    life: Arc<str>,
+    /// The newest that it said, as it counts.
+    number: u64,
+    there: BTreeMap<NamespacedName, Attached>,
+}
+
+/// What an agent's announcement is about.
+pub(super) struct About {
+    /// These pods; `None`: any of its node.
+    pub(super) pods: Option<Vec<NamespacedName>>,
+    /// Whether an interface that there was is there no more.
+    pub(super) goes: bool,
 }
 
 impl Pods {
@@ -49,26 +67,35 @@ impl Pods {
         }
     }
 
-    /// A node's agent says which interfaces there are. Returns the pods that this is about: `None`, any pod of the node.
-    pub(super) fn hear(&mut self, node: &Arc<str>, attachments: &Attachments) -> Option<Vec<NamespacedName>> {
+    /// A node's agent says which interfaces there are.
+    pub(super) fn hear(&mut self, node: &Arc<str>, life: &Arc<str>, attachments: &Attachments) -> About {
+        let heard = self.heard.entry(node.clone()).or_default();
+        // Who has two connections for a moment says everything twice, by each in its order; the slower one is behind. It is
+        // answered as if it were not.
+        let goes = attachments.whole || attachments.pods.values().any(Option::is_none);
+        if !life.is_empty() && heard.life == *life && attachments.number < heard.number {
+            return About { pods: Some(Vec::new()), goes };
+        }
+        (heard.life, heard.number) = (life.clone(), attachments.number);
         if attachments.whole {
             let there = attachments.pods.iter().filter_map(|(name, a)| Some((name.clone(), a.clone()?)));
-            self.heard.insert(node.clone(), there.collect());
-            return None;
+            heard.there = there.collect();
+            return About { pods: None, goes };
         }
-        let heard = self.heard.entry(node.clone()).or_default();
+        let mut about = About { pods: Some(attachments.pods.keys().cloned().collect()), goes };
         for (name, attached) in &attachments.pods {
-            match attached {
-                Some(attached) => drop(heard.insert(name.clone(), attached.clone())),
-                None => drop(heard.remove(name)),
-            }
+            let before = match attached {
+                Some(attached) => heard.there.insert(name.clone(), attached.clone()),
+                None => heard.there.remove(name),
+            };
+            about.goes |= before.is_some_and(|before| Some(&before) != attached.as_ref());
         }
-        Some(attachments.pods.keys().cloned().collect())
+        about
     }
 
     /// How many pods of this node have an interface, as far as anybody has said so.
     pub(super) fn on(&self, node: &str) -> usize {
-        self.heard.get(node).map_or(0, BTreeMap::len)
+        self.heard.get(node).map_or(0, |heard| heard.there.len())
     }
 
     /// Nobody says anything of this node's interfaces any more.
@@ -91,7 +118,7 @@ impl Pods {
             (Some(made_for), Some(uid)) => made_for == uid,
             _ => true,
         };
-        let attached = heard.get(&pod.name).filter(same);
+        let attached = heard.there.get(&pod.name).filter(same);
         let blocks = objects.nodes().get(node).map_or(&[][..], |node| &node.pod_cidrs);
         let addresses = attached.into_iter().flat_map(|attached| &attached.addresses).copied();
         pod.addresses = addresses.filter(|address| is_the_nodes(*address, blocks)).collect();

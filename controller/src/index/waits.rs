@@ -1,57 +1,88 @@
-//! Who waits until others know of his pods' addresses.
+//! Who waits until others know of his pods' addresses, and until they know that addresses are nobody's any more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+
+use moat_api::Announced;
 
 use super::AgentId;
 
 /// More announcements of one agent than this are answered together.
 const MOST: usize = 64;
 
-/// How far somebody must say he is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// New connections follow.
-    InForce,
-    /// Connections that were there follow, too.
-    Followed,
-}
-
 /// How far an agent has said it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Progress {
+    /// New connections follow.
     pub(super) in_force: u64,
+    /// Connections that were there follow, too.
     pub(super) followed: u64,
 }
 
-/// An announcement, and on whom its answer waits.
+/// The announcements of one agent that have no answer yet. What comes and what goes is answered apart: a pod that starts is not
+/// to wait for connections of one that ended.
+#[derive(Debug, Default)]
+pub(super) struct Announcements {
+    /// Until new connections follow.
+    known: Waits,
+    /// Until connections that were there follow, too.
+    gone: Waits,
+    /// What was answered last.
+    said: Announced,
+}
+
+impl Announcements {
+    /// An announcement is answered when these agents have come to these revisions, as far as each list says.
+    pub(super) fn add(
+        &mut self,
+        number: u64,
+        known: impl IntoIterator<Item = (AgentId, u64)>,
+        gone: impl IntoIterator<Item = (AgentId, u64)>,
+    ) {
+        self.known.add(number, known);
+        self.gone.add(number, gone);
+    }
+
+    /// An agent has come so far. Returns whether there is an answer to be given.
+    pub(super) fn came(&mut self, agent: AgentId, progress: Progress) -> bool {
+        self.known.came(agent, progress.in_force);
+        self.gone.came(agent, progress.followed);
+        self.has_news()
+    }
+
+    /// Nobody waits for this one any more: it is not connected. Returns whether there is an answer to be given.
+    pub(super) fn left(&mut self, agent: AgentId) -> bool {
+        self.known.left(agent);
+        self.gone.left(agent);
+        self.has_news()
+    }
+
+    /// The answer, if it is another than the last.
+    pub(super) fn take(&mut self) -> Option<Announced> {
+        let now = self.now();
+        let news = (now != self.said).then_some(now);
+        self.said = now;
+        news
+    }
+
+    fn has_news(&self) -> bool {
+        self.now() != self.said
+    }
+
+    fn now(&self) -> Announced {
+        Announced { number: self.known.answered(), gone: self.gone.answered() }
+    }
+}
+
+/// An announcement, and the revisions that others must come to before it is answered.
 #[derive(Debug)]
 struct Wait {
     /// The first that it stands for; also for those up to the next.
     number: u64,
-    on: BTreeMap<AgentId, Needed>,
+    on: BTreeMap<AgentId, u64>,
 }
 
-/// Revisions that an agent must have come to.
-#[derive(Clone, Copy, Debug, Default)]
-struct Needed(Progress);
-
-impl Needed {
-    fn raise(&mut self, revision: u64, until: Until) {
-        let needed = match until {
-            Until::InForce => &mut self.0.in_force,
-            Until::Followed => &mut self.0.followed,
-        };
-        *needed = (*needed).max(revision);
-    }
-
-    fn met(&self, progress: Progress) -> bool {
-        progress.in_force >= self.0.in_force && progress.followed >= self.0.followed
-    }
-}
-
-/// The announcements of one agent that have no answer yet.
 #[derive(Debug, Default)]
-pub(super) struct Waits {
+struct Waits {
     /// By number, ascending.
     waiting: Vec<Wait>,
     /// The newest announcement.
@@ -59,8 +90,7 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// An announcement waits for these agents to come to this revision, each as far as said.
-    pub(super) fn add(&mut self, number: u64, revision: u64, on: impl IntoIterator<Item = (AgentId, Until)>) {
+    fn add(&mut self, number: u64, on: impl IntoIterator<Item = (AgentId, u64)>) {
         self.newest = number;
         let mut on = on.into_iter().peekable();
         if on.peek().is_none() {
@@ -71,31 +101,30 @@ impl Waits {
             self.waiting.push(Wait { number, on: BTreeMap::new() });
         }
         let Some(wait) = self.waiting.last_mut() else { return };
-        for (agent, until) in on {
-            wait.on.entry(agent).or_default().raise(revision, until);
+        for (agent, revision) in on {
+            let needed = wait.on.entry(agent).or_default();
+            *needed = revision.max(*needed);
         }
     }
 
-    /// An agent has come so far.
-    pub(super) fn came(&mut self, agent: AgentId, progress: Progress) {
+    fn came(&mut self, agent: AgentId, revision: u64) {
         for wait in &mut self.waiting {
-            if wait.on.get(&agent).is_some_and(|needed| needed.met(progress)) {
+            if wait.on.get(&agent).is_some_and(|needed| *needed <= revision) {
                 wait.on.remove(&agent);
             }
         }
         self.waiting.retain(|wait| !wait.on.is_empty());
     }
 
-    /// Nobody waits for these any more: they are not connected.
-    pub(super) fn gone(&mut self, agents: &BTreeSet<AgentId>) {
-        for wait in &mut self.waiting {
-            wait.on.retain(|agent, _| !agents.contains(agent));
-        }
-        self.waiting.retain(|wait| !wait.on.is_empty());
+    fn left(&mut self, agent: AgentId) {
+        self.waiting.retain_mut(|wait| {
+            wait.on.remove(&agent);
+            !wait.on.is_empty()
+        });
     }
 
     /// The announcement up to which all have their answer.
-    pub(super) fn answered(&self) -> u64 {
+    fn answered(&self) -> u64 {
         self.waiting.first().map_or(self.newest, |wait| wait.number - 1)
     }
 }
@@ -107,29 +136,42 @@ mod tests {
     #[test]
     fn answers_come_in_order_and_a_list_that_grows_is_shortened_not_forgotten() {
         let (a, b) = (AgentId(1), AgentId(2));
-        let came = |in_force, followed| Progress { in_force, followed };
         let mut waits = Waits::default();
-        waits.add(1, 10, [(a, Until::InForce), (b, Until::InForce)]);
-        waits.add(2, 11, [(b, Until::Followed)]);
-        waits.add(3, 11, []);
+        waits.add(1, [(a, 10), (b, 10)]);
+        waits.add(2, [(b, 11)]);
+        waits.add(3, []);
         assert_eq!(waits.answered(), 0);
-        waits.came(b, came(11, 11));
+        waits.came(b, 11);
         assert_eq!(waits.answered(), 0, "the first still waits for the other");
-        waits.came(a, came(9, 9));
+        waits.came(a, 9);
         assert_eq!(waits.answered(), 0);
-        waits.came(a, came(10, 0));
+        waits.came(a, 10);
         assert_eq!(waits.answered(), 3);
 
         for number in 4..200 {
-            waits.add(number, number, [(b, Until::Followed)]);
+            waits.add(number, [(b, number)]);
         }
         assert_eq!((waits.waiting.len(), waits.answered()), (MOST, 3));
-        waits.came(b, came(199, 70));
+        waits.came(b, 70);
         assert!(waits.answered() < 70);
-        waits.came(b, came(199, 199));
+        waits.came(b, 199);
         assert_eq!(waits.answered(), 199);
-        waits.add(200, 200, [(a, Until::InForce)]);
-        waits.gone(&[a].into());
+        waits.add(200, [(a, 200)]);
+        waits.left(a);
         assert_eq!(waits.answered(), 200);
+    }
+
+    #[test]
+    fn what_comes_does_not_wait_for_what_goes() {
+        let b = AgentId(2);
+        let mut announcements = Announcements::default();
+        announcements.add(1, [], [(b, 5)]);
+        announcements.add(2, [(b, 6)], []);
+        assert_eq!(announcements.take(), Some(Announced { number: 1, gone: 0 }));
+        assert!(announcements.came(b, Progress { in_force: 6, followed: 0 }));
+        assert_eq!(announcements.take(), Some(Announced { number: 2, gone: 0 }));
+        assert!(announcements.came(b, Progress { in_force: 6, followed: 5 }));
+        assert_eq!(announcements.take(), Some(Announced { number: 2, gone: 2 }));
+        assert_eq!(announcements.take(), None);
     }
 }

@@ -17,6 +17,7 @@
 //! whose it is. What a crash leaves between two steps, or a lost state folder leaves of the records, is found at the next
 //! [`PodNet::open`], by the next ADD of the same attachment, or by GC.
 
+mod answers;
 mod attachment;
 mod check;
 mod clock;
@@ -41,6 +42,7 @@ mod takeover;
 mod uplink;
 mod wire;
 
+pub use answers::Answers;
 pub use attachment::{
     Attachment, AttachmentKey, GATEWAY_V4, GATEWAY_V6, IFNAME_PREFIX, format_mac, is_host_ifname,
 };

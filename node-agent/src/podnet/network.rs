@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
 use tokio::task;
 
+use super::answers::Answers;
 use super::attachment::{Attachment, AttachmentKey};
 use super::heal;
 use super::journal::{self, JournalError};
@@ -33,6 +34,8 @@ pub struct PodNetConfig {
     pub mode: Mode,
     /// The folder where plugins leave notes of what they removed while no agent ran ([`moat_cni::note`]), if any.
     pub notes: Option<PathBuf>,
+    /// How far it is answered that addresses are nobody's any more: before that they are not given to others.
+    pub answers: Arc<Answers>,
 }
 
 impl PodNetConfig {
@@ -44,6 +47,7 @@ impl PodNetConfig {
             mtu: None,
             mode: Mode::default(),
             notes: None,
+            answers: Arc::new(Answers::of_nobody()),
         }
     }
 }
@@ -261,6 +265,11 @@ impl PodNet {
     /// Whether there are podCIDRs to take addresses from.
     pub(crate) fn has_blocks(&self) -> bool {
         self.node.state().ipam.has_blocks()
+    }
+
+    /// How many addresses wait for the answer to their release.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.node.unanswered()
     }
 
     /// Whether an address could be given now.

@@ -13,11 +13,12 @@ use moat_cni::port::HostPort;
 use moat_policies::Node;
 use tracing::warn;
 
+use super::answers::Answers;
 use super::attachment::{Attachment, AttachmentKey, macs};
 use super::check::{self, Defaults};
 use super::clock::Clock;
 use super::heal::Active;
-use super::ipam::Ipam;
+use super::ipam::{Ipam, Moment};
 use super::journal::{Durable, Journal};
 use super::netlink::Netlink;
 use super::netns::{Netns, NetnsError};
@@ -58,6 +59,7 @@ pub(crate) struct NodeNetwork {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) ipam: Ipam,
+    answers: Arc<Answers>,
     pub(crate) journal: Journal,
     /// Links of which nobody knows whose they are, and the addresses that they may hold.
     pub(crate) closed: BTreeMap<String, Vec<IpAddr>>,
@@ -81,7 +83,12 @@ impl State {
     ) -> Self {
         let mtu = config.mtu.unwrap_or(DEFAULT_MTU);
         let (mode, fixed_mtu) = (config.mode, config.mtu);
-        Self { ipam, journal, closed, mtu, mode, fixed_mtu, skipped: BTreeSet::new(), nodes: None }
+        let (answers, skipped) = (config.answers.clone(), BTreeSet::new());
+        Self { ipam, answers, journal, closed, mtu, mode, fixed_mtu, skipped, nodes: None }
+    }
+
+    fn moment(&self, now: u64) -> Moment {
+        Moment { now, answered: self.answers.gone() }
     }
 
     /// An attachment is gone, and its link with it.
@@ -104,7 +111,8 @@ impl State {
     fn free(&mut self, address: IpAddr, now: u64) {
         let closed = self.closed.values().flatten().any(|held| *held == address);
         if !closed && !self.journal.contents().holds(address) {
-            self.ipam.release(address, now);
+            // Others have been told that its pod is gone, or are about to be.
+            self.ipam.release(address, now, self.answers.newest());
         }
     }
 }
@@ -164,12 +172,18 @@ impl NodeNetwork {
 
     pub(crate) fn available(&self) -> Result<(), PodNetError> {
         let mut state = self.state();
-        state.ipam.available(self.clock.now())?;
+        state.ipam.available(state.moment(self.clock.now()))?;
         if state.journal.is_behind() {
             // Perhaps there is room again: the question is the occasion to look.
             state.journal.renew()?;
         }
         Ok(())
+    }
+
+    /// How many addresses wait for the answer to their release.
+    pub(crate) fn unanswered(&self) -> usize {
+        let state = self.state();
+        state.ipam.unanswered(state.answers.gone())
     }
 
     pub(crate) fn reserve(&self, request: Prepare) -> Result<Attachment, PodNetError> {
@@ -193,7 +207,8 @@ impl NodeNetwork {
         let mut state = self.state();
         let families = [true, false].map(|ipv4| state.ipam.gives(ipv4));
         ports::can_be_had(&request.host_ports, families, state.mode, state.journal.contents().attachments())?;
-        let addresses = state.ipam.allocate(self.clock.now())?;
+        let moment = state.moment(self.clock.now());
+        let addresses = state.ipam.allocate(moment)?;
         let (host_mac, pod_mac) = macs(addresses.v4, addresses.v6);
         let attachment = Attachment {
             container_id: key.container_id,
@@ -213,8 +228,9 @@ impl NodeNetwork {
         };
         // Written before it is in the kernel: else a crash could leave a pod with an address that looks free.
         if let Err(error) = state.journal.attach(attachment.clone()) {
+            let number = state.answers.newest();
             for address in attachment.addresses() {
-                state.ipam.release(address, self.clock.now());
+                state.ipam.release(address, self.clock.now(), number);
             }
             return Err(error.into());
         }

@@ -51,11 +51,13 @@ impl NodeNetwork {
         }
 
         let mut ipam = Ipam::new(config.address_rest);
+        // Whether these were answered for nobody knows any more: the first announcement tells of them all.
+        let number = config.answers.newest();
         if let Some(at) = journal.contents().forgotten {
-            ipam.forget_before(at);
+            ipam.forget_before(at, number);
         }
         for (&address, &at) in &journal.contents().resting {
-            ipam.release(address, at);
+            ipam.release(address, at, number);
         }
         let closed: BTreeMap<String, Vec<IpAddr>> =
             settled.closed.iter().map(|closed| (closed.link.clone(), closed.addresses.clone())).collect();

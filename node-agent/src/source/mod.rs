@@ -6,10 +6,13 @@
 //!                                   └─▶ kept: on the disk, for a start without a controller
 //! ```
 
+mod announce;
+mod call;
 mod connect;
 mod endpoint;
 mod kept;
 mod outbox;
+mod pause;
 mod stream;
 
 use std::sync::Arc;

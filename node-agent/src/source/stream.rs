@@ -1,70 +1,35 @@
 //! The stream from a controller: connects, says what this node holds, and hands on what it is told; again and again.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use moat_api::wire::policies_client::PoliciesClient;
-use moat_api::wire::{self, from_agent, from_controller};
-use moat_api::{Change, Hello, Invalid, LARGEST_FROM_CONTROLLER, LEVEL};
+use moat_api::wire::{self, from_controller};
+use moat_api::{Announced, Change};
 use tokio::sync::mpsc;
 use tokio::time;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::Streaming;
 use tracing::info;
 
-use super::connect::ConnectError;
+use super::announce;
+use super::call::{Lost, Speaker};
 use super::endpoint::Endpoint;
 use super::kept::{Kept, KeptError};
-use super::outbox::Outbox;
+use super::outbox::{Ear, Outbox};
+use super::pause::Pause;
 use super::{Controllers, News, Told};
 
-/// How long after a connection that was lost, or did not come, the next is tried: at first, and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long a controller may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum Lost {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error("the controller says: {}", .0.message())]
-    Status(tonic::Status),
-    #[error("the controller has hung up")]
-    HungUp,
-    #[error("the controller does not answer")]
-    Silent,
-    #[error("the controller's first message is no Welcome")]
-    NoWelcome,
-    #[error("the controller says something that cannot be")]
-    Invalid(#[source] Invalid),
-    #[error("the controller says something that cannot be: {0}")]
-    Dangling(String),
-    #[error("nobody listens to the controller any more")]
-    Stopped,
-}
-
-impl From<tonic::Status> for Lost {
-    fn from(status: tonic::Status) -> Self {
-        Lost::Status(status)
-    }
-}
-
 struct Follow {
-    controllers: Controllers,
-    node: Arc<str>,
+    endpoints: Vec<Endpoint>,
+    speaker: Speaker,
     kept: Arc<Kept>,
     outbox: Arc<Outbox>,
     news: mpsc::Sender<News>,
     connections: u64,
 }
 
-/// Follows one of `controllers` until `stop`. What was told before, and kept in `state_dir`, comes first.
+/// Follows one of `controllers` until `stop`, and announces to its replicas. What was told before, and kept in `state_dir`, comes first.
 pub(crate) fn follow(
     controllers: Controllers,
     node: Arc<str>,
@@ -74,7 +39,10 @@ pub(crate) fn follow(
 ) -> Result<mpsc::Receiver<News>, KeptError> {
     let (news, receiver) = mpsc::channel(1);
     let kept = Arc::new(Kept::open(&state_dir, &node)?);
-    let follow = Follow { controllers, node, kept: kept.clone(), outbox, news, connections: 0 };
+    let Controllers { endpoints, trust } = controllers;
+    let speaker = Speaker::new(node, trust);
+    tokio::spawn(stop.clone().run_until_cancelled_owned(announce::to_all(outbox.clone(), speaker.clone())));
+    let follow = Follow { endpoints, speaker, kept: kept.clone(), outbox, news, connections: 0 };
     tokio::spawn(async move {
         stop.run_until_cancelled_owned(follow.run()).await;
         // Waits for the disk, not on a thread that others wait for.
@@ -94,11 +62,11 @@ impl Follow {
                 return;
             }
         }
-        let mut pause = FIRST_PAUSE;
+        let mut pause = Pause::default();
         let mut said = String::new();
         // What each controller in turn was lost for, since the last that took us in.
         let mut whys: Vec<String> = Vec::new();
-        for endpoint in self.controllers.endpoints.clone().iter().cycle() {
+        for endpoint in self.endpoints.clone().iter().cycle() {
             self.connections += 1;
             let mut welcomed = false;
             let why = match self.connection(endpoint, &mut welcomed).await {
@@ -106,15 +74,15 @@ impl Follow {
                 Err(Lost::Stopped) => return,
                 Err(lost) => format!("{:#}", anyhow::Error::new(lost)),
             };
-            self.outbox.alone();
+            self.outbox.away(&Ear::Followed);
             if welcomed {
-                pause = FIRST_PAUSE;
+                pause = Pause::default();
                 said.clear();
                 whys.clear();
             }
             whys.push(why);
             // The next may take us in: only who has tried all of them says that there is none, and waits longer.
-            if welcomed || whys.len() >= self.controllers.endpoints.len() {
+            if welcomed || whys.len() >= self.endpoints.len() {
                 let why = std::mem::take(&mut whys).join("; ");
                 if said != why {
                     said.clone_from(&why);
@@ -122,8 +90,7 @@ impl Follow {
                         return;
                     }
                 }
-                time::sleep(pause.mul_f64(jitter(self.connections))).await;
-                pause = (pause * 2).min(LAST_PAUSE);
+                time::sleep(pause.next()).await;
             }
         }
     }
@@ -133,46 +100,22 @@ impl Follow {
         endpoint: &Endpoint,
         welcomed: &mut bool,
     ) -> Result<std::convert::Infallible, Lost> {
-        let connect = endpoint.connect(&self.controllers.trust);
-        let channel = time::timeout(PATIENCE, connect).await.map_err(|_| Lost::Silent)??;
-        let mut client = PoliciesClient::new(channel).max_decoding_message_size(LARGEST_FROM_CONTROLLER);
-        let (to, messages) = mpsc::channel(1);
-        let hello = Hello {
-            level: LEVEL,
-            node: self.node.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            held: self.kept.told().held(),
-        };
-        send(&to, from_agent::What::Hello((&hello).into())).await?;
-        let answer = time::timeout(PATIENCE, async {
-            let mut from = client.follow(ReceiverStream::new(messages)).await?.into_inner();
-            let first = from.message().await?;
-            Ok::<_, tonic::Status>((first, from))
-        });
-        let (first, mut from) = answer.await.map_err(|_| Lost::Silent)??;
-        let Some(from_controller::What::Welcome(welcome)) = first.and_then(|message| message.what) else {
-            return Err(Lost::NoWelcome);
-        };
+        let mut call = self.speaker.follow(endpoint, &self.kept.told()).await?;
         *welcomed = true;
-        info!(controller = welcome.controller, %endpoint, "connected");
-        self.outbox.connected(self.connections);
+        let wire::Welcome { controller, level } = call.welcome.clone();
+        info!(controller, %endpoint, "connected");
+        self.outbox.follows(self.connections, &controller, level);
+        let mouth = call.mouth();
         tokio::select! {
-            lost = self.speak(&to) => lost,
-            lost = self.listen(&welcome.controller, &mut from) => lost,
-        }
-    }
-
-    async fn speak(&self, to: &mpsc::Sender<wire::FromAgent>) -> Result<std::convert::Infallible, Lost> {
-        loop {
-            for what in self.outbox.next().await {
-                send(to, what).await?;
-            }
+            lost = mouth.speak(&self.outbox, &Ear::Followed) => Err(lost),
+            lost = self.listen(&controller, level, &mut call.from) => lost,
         }
     }
 
     async fn listen(
         &self,
         controller: &str,
+        level: u32,
         from: &mut Streaming<wire::FromController>,
     ) -> Result<std::convert::Infallible, Lost> {
         let mut greeted = false;
@@ -193,7 +136,10 @@ impl Follow {
                     // Whoever puts it in force is not hurried: meanwhile the controller is not read, and keeps the rest.
                     self.news.send(News::Told(told)).await.map_err(|_| Lost::Stopped)?;
                 }
-                Some(from_controller::What::Announced(announced)) => self.outbox.heard(announced.number),
+                Some(from_controller::What::Announced(said)) => {
+                    self.outbox.heard(&Ear::Followed, Announced::heard(said, level));
+                }
+                Some(from_controller::What::Replicas(replicas)) => self.outbox.lists(endpoints(&replicas)?),
                 // A later level's; one that matters is not sent to an agent of this one.
                 Some(from_controller::What::Welcome(_)) | None => {}
             }
@@ -214,11 +160,8 @@ impl Follow {
     }
 }
 
-async fn send(to: &mpsc::Sender<wire::FromAgent>, what: from_agent::What) -> Result<(), Lost> {
-    to.send(wire::FromAgent { what: Some(what) }).await.map_err(|_| Lost::HungUp)
-}
-
-/// Between a half and one: a thousand agents that lost their controller at once are not to come back at once.
-fn jitter(attempt: u64) -> f64 {
-    0.5 + (RandomState::new().hash_one(attempt) % 1024) as f64 / 2048.0
+/// Where the replicas are. One that cannot be spoken to would never answer: so it must be known that there is one.
+fn endpoints(replicas: &wire::Replicas) -> Result<BTreeSet<Endpoint>, Lost> {
+    let endpoint = |text: &String| text.parse().map_err(|error| Lost::Replica(text.clone(), error));
+    replicas.endpoints.iter().map(endpoint).collect()
 }

@@ -7,15 +7,23 @@
 mod netns;
 
 mod bad_folder;
+mod cluster;
 mod controller;
 mod counts;
 mod deleted_link;
 mod guard;
+mod held;
 mod killed;
+#[path = "../../../api/tests/level1/policy.rs"]
+#[allow(warnings, clippy::all, missing_docs, reason = "generated once and for all")]
+mod level1;
 mod node;
+mod older;
 mod packets;
 mod pod_to_node;
 mod ready;
+mod reboot;
+mod replicas;
 #[path = "../dataplane/space.rs"]
 #[allow(dead_code, reason = "the data plane's tests use the rest")]
 mod space;

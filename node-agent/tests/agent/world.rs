@@ -21,6 +21,8 @@ pub(crate) struct World {
     agent: Option<Child>,
     /// What agent and check are told besides.
     pub(crate) flags: Vec<&'static str>,
+    /// The controller that the agent follows, in place of its folder.
+    pub(crate) follows: Option<String>,
     /// Whether the agent puts the plugin and its configuration where a runtime would look for them.
     pub(crate) invites: bool,
 }
@@ -45,8 +47,14 @@ impl World {
         node.sh("ip link set lo up; ip link add uplink type veth peer name outside
              ip link set outside up; ip link set uplink up
              ip addr add 192.0.2.1/24 dev uplink; sysctl -qw net.ipv4.ip_forward=1");
-        let world =
-            Self { node, root: tempfile::tempdir().unwrap(), agent: None, flags: Vec::new(), invites: false };
+        let world = Self {
+            node,
+            root: tempfile::tempdir().unwrap(),
+            agent: None,
+            flags: Vec::new(),
+            follows: None,
+            invites: false,
+        };
         fs::create_dir(world.manifests()).unwrap();
         for (name, address, cidr) in
             [("here", "192.0.2.1", "10.1.0.0/24"), ("there", "192.0.2.2", "10.2.0.0/16")]
@@ -102,7 +110,10 @@ impl World {
         let log = fs::OpenOptions::new().create(true).append(true).open(path("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
         command.args(["run", "--node", "here", "--address-rest", "0", "--listen", &LISTEN.to_string()]);
-        command.arg("--manifests").arg(self.manifests());
+        match &self.follows {
+            Some(controller) => command.arg("--controller").arg(controller),
+            None => command.arg("--manifests").arg(self.manifests()),
+        };
         command.arg("--state-dir").arg(path("state")).arg("--run-dir").arg(path("run"));
         command.args(&self.flags);
         if self.invites {
@@ -236,9 +247,14 @@ pub(crate) fn readyz(node: &Namespace) -> Option<Ready> {
 }
 
 /// A page of the agent of a node, head and body.
-fn get(node: &Namespace, page: &'static str) -> Option<String> {
+pub(crate) fn get(node: &Namespace, page: &'static str) -> Option<String> {
+    get_from(node, LISTEN, page)
+}
+
+/// A page of somebody who listens in the namespace of a node, head and body.
+pub(crate) fn get_from(node: &Namespace, address: SocketAddr, page: &'static str) -> Option<String> {
     node.run(move || {
-        let mut stream = TcpStream::connect_timeout(&LISTEN, Duration::from_secs(5)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;

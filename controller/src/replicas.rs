@@ -1,0 +1,139 @@
+//! Where the replicas of this controller are: those that the EndpointSlices of its Service name.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use tokio::sync::watch;
+use tokio::time;
+use tokio_stream::StreamExt as _;
+use tracing::{info, warn};
+
+/// The Service in front of all replicas.
+const SERVICE: &str = "moat-controller";
+
+/// How long a watch lasts, in seconds; then all is listed anew.
+const LASTS: u32 = 60;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The least between two lists, and the most after a failure.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Says which replicas there are, and again whenever that changes. Never ends.
+pub(crate) async fn follow(client: Client, namespace: String, tell: watch::Sender<Option<Vec<String>>>) {
+    let slices = Api::namespaced(client, &namespace);
+    let mut pause = PAUSE.0;
+    let mut failed = false;
+    loop {
+        match look(&slices, &tell).await {
+            Ok(()) => (pause, failed) = (PAUSE.0, false),
+            Err(error) => {
+                if !std::mem::replace(&mut failed, true) {
+                    warn!(
+                        namespace,
+                        "cannot tell which replicas there are, those that were known stay: {error:#}"
+                    );
+                }
+                pause = (pause * 2).min(PAUSE.1);
+            }
+        }
+        time::sleep(pause).await;
+    }
+}
+
+/// Lists them, and waits until something of it changes.
+async fn look(slices: &Api<EndpointSlice>, tell: &watch::Sender<Option<Vec<String>>>) -> anyhow::Result<()> {
+    let ours = format!("kubernetes.io/service-name={SERVICE}");
+    let list = time::timeout(PATIENCE, slices.list(&ListParams::default().labels(&ours))).await??;
+    let endpoints = endpoints(&list.items);
+    tell.send_if_modified(|told| {
+        let news = told.as_ref() != Some(&endpoints);
+        if news {
+            info!(?endpoints, "the replicas that agents announce to");
+            *told = Some(endpoints);
+        }
+        news
+    });
+    let version = list.metadata.resource_version.unwrap_or_default();
+    let params = WatchParams::default().labels(&ours).timeout(LASTS);
+    let events = time::timeout(PATIENCE, slices.watch(&params, &version)).await??;
+    let mut events = std::pin::pin!(events);
+    let ends = Duration::from_secs(LASTS.into()) + PATIENCE;
+    while let Some(event) = time::timeout(ends, events.try_next()).await?? {
+        // Whatever it is, a list says what there is now.
+        if !matches!(event, WatchEvent::Bookmark(_)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Where the replicas listen that serve, each once: one that has addresses of both families is one all the same.
+fn endpoints(slices: &[EndpointSlice]) -> Vec<String> {
+    let mut found: BTreeMap<String, SocketAddr> = BTreeMap::new();
+    for slice in slices {
+        let port = slice.ports.iter().flatten().find_map(|port| port.port);
+        let Some(port) = port.and_then(|port| u16::try_from(port).ok()) else { continue };
+        for endpoint in &slice.endpoints {
+            // One that is about to end serves until it has.
+            let serves = endpoint.conditions.as_ref().and_then(|c| c.serving.or(c.ready)).unwrap_or(true);
+            let address = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok());
+            let Some(address) = address.filter(|_| serves) else { continue };
+            let whose = endpoint.target_ref.as_ref().and_then(|pod| pod.uid.clone());
+            let address = SocketAddr::new(address, port);
+            let one = found.entry(whose.unwrap_or_else(|| address.to_string())).or_insert(address);
+            *one = address.min(*one);
+        }
+    }
+    let mut endpoints: Vec<String> = found.values().map(|address| format!("https://{address}")).collect();
+    endpoints.sort_unstable();
+    endpoints
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ObjectReference;
+    use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
+
+    use super::*;
+
+    fn endpoint(address: &str, pod: &str, ready: Option<bool>, serving: Option<bool>) -> Endpoint {
+        Endpoint {
+            addresses: vec![address.to_owned()],
+            conditions: Some(EndpointConditions { ready, serving, terminating: None }),
+            target_ref: Some(ObjectReference { uid: Some(pod.to_owned()), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn slice(port: i32, endpoints: Vec<Endpoint>) -> EndpointSlice {
+        let ports = Some(vec![EndpointPort { port: Some(port), ..Default::default() }]);
+        EndpointSlice { ports, endpoints, ..Default::default() }
+    }
+
+    #[test]
+    fn each_replica_that_serves_is_named_once() {
+        let v4 = vec![
+            endpoint("192.0.2.1", "a", Some(true), Some(true)),
+            endpoint("192.0.2.2", "b", Some(false), Some(true)),
+            endpoint("192.0.2.3", "c", Some(false), Some(false)),
+            endpoint("192.0.2.4", "d", None, None),
+        ];
+        let v6 = vec![
+            endpoint("2001:db8::1", "a", Some(true), None),
+            endpoint("2001:db8::5", "e", Some(true), None),
+        ];
+        let expected = [
+            "https://192.0.2.1:9471",
+            "https://192.0.2.2:9471",
+            "https://192.0.2.4:9471",
+            "https://[2001:db8::5]:9471",
+        ];
+        assert_eq!(endpoints(&[slice(9471, v6), slice(9471, v4)]), expected);
+    }
+}
