@@ -1,4 +1,4 @@
-//! What the agent holds: a real one, that reads a cluster from a folder and protects the pods of its node.
+//! What the agent holds: a real one, that protects the pods of its node; told by a real controller, or from a folder itself.
 //!
 //! ```text
 //! cargo xtask bench memory           (cargo bench -p moat-agent --bench memory)
@@ -6,7 +6,7 @@
 //!
 //! A hundred thousand pods on forty other nodes, in four hundred files of many documents; 250 pods of this node, added by the
 //! real plugin; a policy for each namespace, and one that lets all pods of the cluster in, so that one allow set holds every
-//! address.
+//! address. All of it twice: once with a controller that reads the folder and tells the agent over its socket what its pods need.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends by panicking")]
 
 #[path = "../tests/podnet/world.rs"]
@@ -16,10 +16,11 @@ mod netns;
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod world;
 
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netns::in_world;
+use netns::{binary, in_world};
 use world::{Pod, World};
 
 const PEERS: usize = 100_000;
@@ -35,25 +36,64 @@ const REST: Duration = Duration::from_secs(10);
 fn main() {
     in_world(|| {
         println!("{:<52} {:>9} {:>12} {:>11}", "", "ready ms", "resident MB", "at most MB");
-        let mut world = World::new();
-        let took = start(&mut world);
-        row("no pods, no peers", &world, Some(took));
-        rest(&world);
-
-        let mut world = World::new();
-        write_cluster(&world);
-        let took = start(&mut world);
-        row("100,000 peers in the folder, no pod here yet", &world, Some(took));
-        let _pods: Vec<Pod> = (0..PODS).map(|n| world.add_in(&here(n), &format!("here-{n}"))).collect();
-        row("250 pods added", &world, None);
-        rest(&world);
-        world.kill();
-        let took = start(&mut world);
-        row("started anew, 250 pods and 100,000 peers there", &world, Some(took));
-        let kernel = world.node.sh("nft list table inet moat | wc -c");
-        println!("the table as nft prints it: {} bytes", kernel.trim());
-        rest(&world);
+        println!("told by a controller");
+        measure(true);
+        println!("from a folder");
+        measure(false);
     });
+}
+
+fn measure(told: bool) {
+    let mut world = World::new();
+    let controller = told.then(|| Controller::start(&mut world));
+    let took = start(&mut world);
+    row("no pods, no peers", &world, Some(took));
+    rest(&world);
+    drop((world, controller));
+
+    let mut world = World::new();
+    write_cluster(&world);
+    let controller = told.then(|| Controller::start(&mut world));
+    let took = start(&mut world);
+    row("100,000 peers elsewhere, no pod here yet", &world, Some(took));
+    let pods: Vec<Pod> = (0..PODS).map(|n| world.add_in(&here(n), &format!("here-{n}"))).collect();
+    row("250 pods added", &world, None);
+    rest(&world);
+    world.kill();
+    let took = start(&mut world);
+    row("started anew, 250 pods and 100,000 peers there", &world, Some(took));
+    let kernel = world.node.sh("nft list table inet moat | wc -c");
+    println!("    the table as nft prints it: {} bytes", kernel.trim());
+    rest(&world);
+    drop((world, pods, controller));
+}
+
+/// A real controller, beside the node.
+struct Controller {
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Controller {
+    /// Starts one that reads the node's folder, for the agent to follow.
+    fn start(world: &mut World) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let endpoint = format!("unix:{}", folder.path().join("controller.sock").display());
+        let mut command = Command::new(binary("moat-controller"));
+        command.arg("--manifests").arg(world.manifests()).args(["--listen", &endpoint]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        world.follows = Some(endpoint);
+        let process = world.node.run(move || command.spawn().unwrap());
+        Self { process, _folder: folder }
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        // It has nothing that would have to be kept.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// How long it took.
