@@ -79,10 +79,14 @@ pub(crate) fn unfinished(name: &str) -> String {
     format!(".{name}.new")
 }
 
+/// The version that every runtime knows which Kubernetes still runs with. Those that know a newer one take it from the list.
+const OLDEST: SpecVersion = SpecVersion::V1_0_0;
+
 /// The network configuration for an agent that listens on `socket`.
 fn config(socket: &Path) -> Vec<u8> {
     let config = json!({
-        "cniVersion": SpecVersion::NEWEST.as_str(),
+        "cniVersion": OLDEST.as_str(),
+        "cniVersions": [OLDEST.as_str(), SpecVersion::NEWEST.as_str()],
         "name": "moat",
         "plugins": [{ "type": PLUGIN, "capabilities": { "portMappings": true }, "agentSocket": socket }],
     });
@@ -207,7 +211,8 @@ mod tests {
         let written: serde_json::Value =
             serde_json::from_slice(&fs::read(conf.join(CONFIG)).unwrap()).unwrap();
         let expected = json!({
-            "cniVersion": "1.1.0",
+            "cniVersion": "1.0.0",
+            "cniVersions": ["1.0.0", "1.1.0"],
             "name": "moat",
             "plugins": [{"type": "moat-cni", "capabilities": {"portMappings": true}, "agentSocket": "/run/moat/agent.sock"}],
         });

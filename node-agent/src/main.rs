@@ -52,7 +52,8 @@ enum Command {
     /// Keep the owner of moat's tables alive while no agent runs, so that nobody else can change them
     ///
     /// An agent starts one in its --run-dir where there is none. It needs to be started by hand only where what the agent
-    /// starts would end with it, as in a container: then in a container of its own that shares the folder.
+    /// starts would end with it, as in a container: then in a container of its own that shares the folder, and the agent with
+    /// --guarded-elsewhere.
     #[command(hide = true)]
     Guard(GuardArgs),
 }
@@ -85,6 +86,10 @@ struct RunArgs {
     /// Do not let the kernel guard the tables, as on kernels before 6.9: watch them, and restore what others change
     #[arg(long)]
     no_owner: bool,
+    /// Start no guard: one is run beside this agent, with the same --run-dir, as is needed where all that the agent starts ends
+    /// with it
+    #[arg(long)]
+    guarded_elsewhere: bool,
     /// How the agent's log is written, the drop log with it
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -231,6 +236,7 @@ fn run_agent(args: RunArgs) -> anyhow::Result<()> {
         cni: CniFolders { conf: args.cni.cni_conf_dir, bin: args.cni.cni_bin_dir },
         listen: args.listen,
         owner: !args.no_owner,
+        starts_guard: !args.guarded_elsewhere,
         address_rest: Duration::from_secs(args.address_rest),
         network: Network {
             mode: args.network.mode,

@@ -26,7 +26,7 @@ use crate::guard::Launch;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::network::Network;
-use crate::podnet::{Answers, Attachment, PodNet, PodNetConfig};
+use crate::podnet::{Answers, Attachment, PodNet, PodNetConfig, sysctl};
 use crate::readiness::{Nth, Readiness};
 use crate::source::{self, News, Outbox, Source, Told};
 
@@ -49,6 +49,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Whether the kernel is to guard our tables, where it can.
     pub owner: bool,
+    /// Whether the agent starts the guard, where there is none; else somebody else does.
+    pub starts_guard: bool,
     /// How long an address rests between two pods.
     pub address_rest: Duration,
     /// How the network is to be where no NetworkConfig says otherwise.
@@ -296,6 +298,7 @@ async fn start(
     outbox: Arc<Outbox>,
     answers: Arc<Answers>,
 ) -> anyhow::Result<Agent> {
+    sysctl::make_writable();
     let mut podnet = PodNetConfig::new(&options.state_dir);
     podnet.answers = answers;
     podnet.address_rest = options.address_rest;
@@ -336,7 +339,8 @@ async fn start(
     layout.host_ports = able.translate;
     layout = layout.with(desired.network().live());
     // This program as it runs, whatever its file is by now.
-    let guard = Launch { run_dir: options.run_dir.clone(), program: "/proc/self/exe".into() };
+    let program = options.starts_guard.then(|| "/proc/self/exe".into());
+    let guard = Launch { run_dir: options.run_dir.clone(), program };
     let log = DropLogConfig::of(&layout);
     let config = dataplane::Config {
         layout: layout.clone(),

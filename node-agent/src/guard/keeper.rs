@@ -67,7 +67,7 @@ impl Work {
                     return;
                 }
                 (self.tell)(false);
-                warn!("the guard of moat's tables is gone; starting another");
+                warn!("the guard of moat's tables is gone; another is to take its place");
                 // Whoever started it has to take note of its end.
                 child.map(|mut child| child.wait());
             } else if !self.wait(None, Some(pause)) {

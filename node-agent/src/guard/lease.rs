@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Launch {
     /// The agent's run folder.
     pub run_dir: PathBuf,
-    /// `moat-agent`: it is started as `moat-agent guard --run-dir …`.
-    pub program: PathBuf,
+    /// `moat-agent`: it is started as `moat-agent guard --run-dir …`. `None`: somebody else starts it, and it is waited for.
+    pub program: Option<PathBuf>,
 }
 
 /// A connection to the guard. While it is open nobody else gets the descriptor.
@@ -49,7 +49,8 @@ impl Launch {
         let (socket, started) = match connected(&self.socket())? {
             Some(socket) => (socket, None),
             None => {
-                let child = self.start()?;
+                let program = self.program.as_deref().ok_or_else(|| GuardError::Absent(self.socket()))?;
+                let child = self.start(program)?;
                 let socket = connected(&self.socket())?
                     .ok_or(io::Error::from(Errno::CONNREFUSED))
                     .map_err(GuardError::io("connect to", &self.socket()))?;
@@ -71,10 +72,10 @@ impl Launch {
 
     /// Starts a guard, and waits until it listens or has ended. It keeps nothing of ours open: neither the folder that we
     /// were started in, nor who reads what we write.
-    fn start(&self) -> Result<Child, GuardError> {
-        let failed = |said, source| GuardError::Start { program: self.program.clone(), said, source };
+    fn start(&self, program: &Path) -> Result<Child, GuardError> {
+        let failed = |said, source| GuardError::Start { program: program.to_owned(), said, source };
         let run_dir = std::path::absolute(&self.run_dir).map_err(|e| failed(String::new(), e))?;
-        let mut child = Command::new(&self.program)
+        let mut child = Command::new(program)
             .arg0("moat-agent")
             .arg("guard")
             .arg("--run-dir")

@@ -13,9 +13,9 @@
 //!
 //! The guard listens on [`SOCKET`] in the agent's run folder. Whoever takes the descriptor, or hands one over, has the
 //! *lease* as long as his connection is open: so two agents never write through one socket, and one that is killed gives
-//! it back. The agent starts a guard where there is none ([`Keeper`]), and another when it goes. It outlives the
-//! agent, and ends when it is told to ([`stop`]) or when its socket's file is gone: a guard that nobody can
-//! reach would keep every later agent from its tables.
+//! it back. The agent starts a guard where there is none ([`Keeper`]), and another when it goes; in a container, where all that
+//! it starts ends with it, the guard is started beside it. It outlives the agent, and ends when it is told to ([`stop`]) or when its
+//! socket's file is gone: a guard that nobody can reach would keep every later agent from its tables.
 //!
 //! What the guard does not do: write, look into what it keeps, or know nftables. What agent and guard say to each other
 //! (`wire.rs`) stays as it is from version to version: a new agent meets an old guard.
@@ -55,6 +55,11 @@ pub enum GuardError {
     /// Another guard listens there.
     #[error("another guard keeps {0}")]
     Running(PathBuf),
+    /// Nobody listens there, and it is somebody else who starts it.
+    #[error(
+        "no guard listens at {0}: run `moat-agent guard` with the agent's --run-dir, where it outlives the agent"
+    )]
+    Absent(PathBuf),
     /// The guard could not be started.
     #[error("cannot start {program}{said}")]
     Start {

@@ -14,7 +14,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, open, openat, statvfs};
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
+use tracing::warn;
 
 /// Why a kernel parameter cannot be set.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,18 @@ pub struct SysctlError {
     path: PathBuf,
     value: &'static str,
     source: io::Error,
+}
+
+/// Lets this process write there where `/proc/sys` is read-only, as in every container that is not privileged: in the container's own
+/// mounts alone, and of `/proc/sys` only what is below `net`. Where that is denied, the first parameter that has to be written says so.
+pub(crate) fn make_writable() {
+    let net = path("");
+    if !statvfs(&net).is_ok_and(|net| net.f_flag.contains(StatVfsMountFlags::RDONLY)) {
+        return;
+    }
+    if let Err(error) = mount_bind(&net, &net).and_then(|()| mount_remount(&net, MountFlags::BIND, c"")) {
+        warn!("{} is read-only, and stays so: {error}", net.display());
+    }
 }
 
 /// Sets `net/NAME` to `value`. A parameter that has the value already is not written: `/proc/sys` may be read-only.

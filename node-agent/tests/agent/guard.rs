@@ -14,7 +14,7 @@ use crate::node::{AGENT, Node, guards, until};
 use crate::space::{Space, privileged};
 
 fn launch(run_dir: &Path) -> Launch {
-    Launch { run_dir: run_dir.to_owned(), program: AGENT.into() }
+    Launch { run_dir: run_dir.to_owned(), program: Some(AGENT.into()) }
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_guard_that_dies_is_replaced() {
 fn an_agent_does_without_a_guard_that_cannot_be_started() {
     privileged(|| {
         let (space, dir) = (Space::new("node"), tempfile::tempdir().unwrap());
-        let guard = Launch { run_dir: dir.path().to_owned(), program: "/nowhere/moat-agent".into() };
+        let guard = Launch { run_dir: dir.path().to_owned(), program: Some("/nowhere/moat-agent".into()) };
         let config = Config { guard: Some(guard), ..Config::default() };
         let dataplane = space.run(move || Dataplane::start(config, &Update::default())).unwrap();
         assert_eq!((dataplane.stats().owner(), dataplane.stats().guard()), (1, 0));

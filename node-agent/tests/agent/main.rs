@@ -24,6 +24,7 @@ mod pod_to_node;
 mod ready;
 mod reboot;
 mod replicas;
+mod rights;
 #[path = "../dataplane/space.rs"]
 #[allow(dead_code, reason = "the data plane's tests use the rest")]
 mod space;

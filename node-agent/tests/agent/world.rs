@@ -25,6 +25,8 @@ pub(crate) struct World {
     pub(crate) follows: Option<String>,
     /// Whether the agent puts the plugin and its configuration where a runtime would look for them.
     pub(crate) invites: bool,
+    /// The only capabilities that the agent is to have; `None`: all of root's.
+    pub(crate) capabilities: Option<Vec<String>>,
 }
 
 /// A pod that was added.
@@ -54,6 +56,7 @@ impl World {
             flags: Vec::new(),
             follows: None,
             invites: false,
+            capabilities: None,
         };
         fs::create_dir(world.manifests()).unwrap();
         for (name, address, cidr) in
@@ -108,7 +111,7 @@ impl World {
     pub(crate) fn start(&mut self) {
         let path = |name: &str| self.root.path().join(name);
         let log = fs::OpenOptions::new().create(true).append(true).open(path("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-agent"));
+        let mut command = self.agent_command();
         command.args(["run", "--node", "here", "--address-rest", "0", "--listen", &LISTEN.to_string()]);
         match &self.follows {
             Some(controller) => command.arg("--controller").arg(controller),
@@ -122,6 +125,22 @@ impl World {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         fs::create_dir_all(path("run")).unwrap();
         self.agent = Some(self.node.run(move || command.spawn().unwrap()));
+    }
+
+    fn agent_command(&self) -> Command {
+        let agent = env!("CARGO_BIN_EXE_moat-agent");
+        let Some(capabilities) = &self.capabilities else { return Command::new(agent) };
+        // What is not in the bounding set, not even root gets.
+        let mut command = Command::new("setpriv");
+        let set: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+        command.arg(format!("--bounding-set=-all{set}")).arg("--inh-caps=-all").arg("--").arg(agent);
+        command
+    }
+
+    /// The agent's exit status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        let status = self.agent.as_mut()?.try_wait().unwrap()?;
+        Some(status.code().unwrap_or(-1))
     }
 
     /// Starts the agent, and waits until it holds what the folder says.
