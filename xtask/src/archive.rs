@@ -25,6 +25,8 @@ pub(crate) enum Entry {
     Program(PathBuf),
     /// A small file.
     Text(&'static str),
+    /// An empty folder.
+    Folder,
     /// A folder that anybody may write to, as /tmp.
     Scratch,
     /// A link to another path in the image.
@@ -112,8 +114,9 @@ impl Image {
             match entry {
                 Entry::Program(file) => put(&mut tar, path, 0o755, &std::fs::read(file)?)?,
                 Entry::Text(text) => put(&mut tar, path, 0o644, text.as_bytes())?,
-                Entry::Scratch => {
-                    folder(&mut tar, Path::new(path), 0o1777)?;
+                Entry::Folder | Entry::Scratch => {
+                    let mode = if matches!(entry, Entry::Scratch) { 0o1777 } else { 0o755 };
+                    folder(&mut tar, Path::new(path), mode)?;
                     made.push(path.into());
                 }
                 Entry::Link(target) => {

@@ -4,6 +4,7 @@
 //!   e2e/cluster/kubernetes/{go.mod, go.sum, …} ──hash──▶ CACHE/kubernetes/HASH/
 //!                                                         ├─ kube-apiserver, kubelet, …, netpol.test
 //!                                                         └─ images/{pause, agnhost}.tar
+//!   e2e/cluster/coredns/{go.mod, go.sum, main.go} ──hash──▶ CACHE/coredns/HASH/{coredns, images/coredns.tar}
 //!   Debian's etcd, containerd, runc ──unpacked, not installed──▶ CACHE/debian/
 //! ```
 //!
@@ -24,7 +25,34 @@ use crate::setup::{self, Need};
 
 /// As in go.mod.
 const VERSION: &str = "v1.36.2";
-/// The programs, those first that others wait for: file name, and the package that it is built from.
+/// A Go module of ours whose programs are other people's.
+struct Module {
+    /// For people, and the name of its folder in the cache.
+    name: &'static str,
+    /// What the first build takes.
+    cost: &'static str,
+    /// Its folder below `e2e/cluster`, and what in there decides what is built.
+    source: &'static str,
+    files: &'static [&'static str],
+    /// File name, and the package that it is built from.
+    programs: &'static [(&'static str, &'static str)],
+}
+
+/// Those programs first that others wait for.
+const KUBERNETES: Module = Module {
+    name: "kubernetes",
+    cost: "10 to 20 minutes on two cores, 4 GB of Go's caches",
+    source: "e2e/cluster/kubernetes",
+    files: &["go.mod", "go.sum", "netpol/netpol_test.go", "pause/main.go"],
+    programs: PROGRAMS,
+};
+const COREDNS: Module = Module {
+    name: "coredns",
+    cost: "2 to 4 minutes on two cores",
+    source: "e2e/cluster/coredns",
+    files: &["go.mod", "go.sum", "main.go"],
+    programs: &[("coredns", ".")],
+};
 const PROGRAMS: &[(&str, &str)] = &[
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
@@ -41,6 +69,8 @@ const SUITE: &str = "netpol.test";
 /// As these versions of the kubelet and of the suite name them.
 const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.2";
 const AGNHOST_IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+/// As the cluster's manifest names it.
+const COREDNS_IMAGE: &str = "registry.k8s.io/coredns/coredns:v1.15.0";
 
 /// Programs that only have to be somewhere: they are unpacked from Debian's packages where they are not installed, so that no
 /// service is ever started.
@@ -64,8 +94,10 @@ const NEEDS: &[Need] = &[
 
 /// Where everything is.
 pub(crate) struct Kubernetes {
-    /// The programs, and `images/`.
+    /// The folder of the programs.
     pub(crate) programs: PathBuf,
+    /// Archives of the images that pods are made of.
+    pub(crate) images: Vec<PathBuf>,
     /// Folders of etcd, containerd and runc, for the path.
     pub(crate) unpacked: Vec<PathBuf>,
 }
@@ -90,24 +122,59 @@ pub(crate) fn ensure() -> Result<Kubernetes> {
         setup::install(&missing)?;
     }
     let unpacked = unpack()?;
-    let source = root().join("e2e/cluster/kubernetes");
-    let programs = cache()?.join("kubernetes").join(key(&source)?);
-    fs::create_dir_all(programs.join("images"))
-        .with_context(|| format!("cannot make {}", programs.display()))?;
-    build(&source, &programs)?;
-    images(&programs)?;
-    Ok(Kubernetes { programs, unpacked })
+    let programs = KUBERNETES.built()?;
+    let coredns = COREDNS.built()?;
+    let images = images(&programs, &coredns)?;
+    Ok(Kubernetes { programs, images, unpacked })
 }
 
-/// Names what is built: the same sources with the same flags are the same programs.
-fn key(source: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    for file in ["go.mod", "go.sum", "netpol/netpol_test.go", "pause/main.go"] {
-        let file = source.join(file);
-        hash.update(fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
+impl Module {
+    /// The folder of its programs; builds what is missing there.
+    fn built(&self) -> Result<PathBuf> {
+        let programs = cache()?.join(self.name).join(self.key()?);
+        fs::create_dir_all(programs.join("images"))
+            .with_context(|| format!("cannot make {}", programs.display()))?;
+        self.build(&programs)?;
+        Ok(programs)
     }
-    hash.update(flags().join(" "));
-    Ok(hex(&hash.finalize())[..16].to_owned())
+
+    /// Names what is built: the same sources with the same flags are the same programs.
+    fn key(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for file in self.files {
+            let file = root().join(self.source).join(file);
+            hash.update(fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
+        }
+        hash.update(flags().join(" "));
+        Ok(hex(&hash.finalize())[..16].to_owned())
+    }
+
+    fn build(&self, programs: &Path) -> Result<()> {
+        let missing: Vec<_> =
+            self.programs.iter().filter(|(name, _)| !programs.join(name).is_file()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let go = find("go").context("go is not where its package puts it")?;
+        eprintln!("building {} into {}", self.name, programs.display());
+        eprintln!("  once: {}; what is built stays when you interrupt it", self.cost);
+        for (number, (name, package)) in missing.iter().enumerate() {
+            eprintln!("  {}/{}: {name}", number + 1, missing.len());
+            let started = Instant::now();
+            let new = programs.join(format!(".{name}.new"));
+            let mut command = Command::new("nice");
+            command.args(["-n", "19"]).arg(&go);
+            // Vetting a test means vetting all that it imports, which is not ours.
+            command.args(if *name == SUITE { &["test", "-c", "-vet=off"][..] } else { &["build"] });
+            command.args(flags()).arg("-o").arg(&new).arg(package);
+            command.current_dir(root().join(self.source)).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
+            check(&mut command)?;
+            fs::rename(&new, programs.join(name))?;
+            let took = started.elapsed().as_secs_f64();
+            eprintln!("  {}/{}: {name}: done in {took:.0} s", number + 1, missing.len());
+        }
+        Ok(())
+    }
 }
 
 fn flags() -> [String; 4] {
@@ -115,65 +182,35 @@ fn flags() -> [String; 4] {
     ["-trimpath".into(), "-buildvcs=false".into(), "-ldflags".into(), version]
 }
 
-fn build(source: &Path, programs: &Path) -> Result<()> {
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(name, _)| !programs.join(name).is_file()).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let go = find("go").context("go is not where its package puts it")?;
-    eprintln!("building Kubernetes {VERSION} into {}", programs.display());
-    eprintln!(
-        "  once: 10 to 20 minutes on two cores, 4 GB of Go's caches; what is built stays when you interrupt it"
-    );
-    for (number, (name, package)) in missing.iter().enumerate() {
-        eprintln!("  {}/{}: {name}", number + 1, missing.len());
-        let started = Instant::now();
-        let new = programs.join(format!(".{name}.new"));
-        let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(&go);
-        // Vetting a test means vetting all that it imports, which is not ours.
-        command.args(if *name == SUITE { &["test", "-c", "-vet=off"][..] } else { &["build"] });
-        command.args(flags()).arg("-o").arg(&new).arg(package);
-        command.current_dir(source).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
-        check(&mut command)?;
-        fs::rename(&new, programs.join(name))?;
-        eprintln!(
-            "  {}/{}: {name}: done in {:.0} s",
-            number + 1,
-            missing.len(),
-            started.elapsed().as_secs_f64()
-        );
-    }
-    Ok(())
-}
-
-fn images(programs: &Path) -> Result<()> {
-    let program = |name: &str| Entry::Program(programs.join(name));
-    let pause = Image {
-        name: PAUSE_IMAGE.into(),
-        files: vec![("pause", program("pause"))],
-        entrypoint: vec!["/pause"],
-        command: vec![],
+/// Writes the archives that are missing.
+fn images(programs: &Path, coredns: &Path) -> Result<Vec<PathBuf>> {
+    let user = || ("etc/passwd", Entry::Text(PASSWD));
+    let image = |name: &str, files, entrypoint: &'static str, command: &[&'static str]| Image {
+        name: name.into(),
+        files,
+        entrypoint: vec![entrypoint],
+        command: command.to_vec(),
     };
-    let agnhost = Image {
-        name: AGNHOST_IMAGE.into(),
-        files: vec![
-            ("agnhost", program("agnhost")),
-            ("agnhost-2", Entry::Link("agnhost")),
-            ("etc/passwd", Entry::Text(PASSWD)),
-            ("tmp", Entry::Scratch),
-            ("uploads", Entry::Scratch),
-        ],
-        entrypoint: vec!["/agnhost"],
-        command: vec!["pause"],
-    };
-    for (name, image) in [("pause", pause), ("agnhost", agnhost)] {
-        let file = programs.join("images").join(format!("{name}.tar"));
+    let pause = vec![("pause", Entry::Program(programs.join("pause")))];
+    let agnhost = vec![
+        ("agnhost", Entry::Program(programs.join("agnhost"))),
+        ("agnhost-2", Entry::Link("agnhost")),
+        user(),
+        ("tmp", Entry::Scratch),
+        ("uploads", Entry::Scratch),
+    ];
+    let dns = vec![("coredns", Entry::Program(coredns.join("coredns"))), user(), ("tmp", Entry::Scratch)];
+    let all = [
+        (programs.join("images/pause.tar"), image(PAUSE_IMAGE, pause, "/pause", &[])),
+        (programs.join("images/agnhost.tar"), image(AGNHOST_IMAGE, agnhost, "/agnhost", &["pause"])),
+        (coredns.join("images/coredns.tar"), image(COREDNS_IMAGE, dns, "/coredns", &[])),
+    ];
+    for (file, image) in &all {
         if !file.is_file() {
-            image.write(&file).with_context(|| format!("cannot write {}", file.display()))?;
+            image.write(file).with_context(|| format!("cannot write {}", file.display()))?;
         }
     }
-    Ok(())
+    Ok(all.into_iter().map(|(file, _)| file).collect())
 }
 
 /// The folders of programs that come from packages; empty where all of them are installed.
