@@ -3,9 +3,9 @@
 //! ```text
 //! setup ──▶ programs that the tests call (apt, go), once
 //! lab ──▶ build release binaries ──▶ moat lab …
-//! cluster ──▶ build Kubernetes, once; release binaries ──▶ moat-cluster …
+//! cluster ──▶ build Kubernetes, once; moat's image ──▶ moat-cluster …
 //! image ──▶ static binaries ──▶ an OCI archive
-//! test  ──▶ setup ──▶ build every binary ──▶ cargo test --workspace
+//! test  ──▶ setup ──▶ build every binary ──▶ cargo test --workspace ──▶ cluster up, its suites, down
 //! ci    ──▶ fmt, clippy, rustdoc, links, cargo deny ──▶ test
 //! fuzz  ──▶ cargo-fuzz, once ──▶ build the targets ──▶ run each for a while
 //! bench ──▶ every benchmark, or one of them
@@ -77,7 +77,8 @@ enum Chore {
     },
     /// Write moat's programs as a container image, without Docker: an OCI archive of static binaries, from scratch
     Image(image::Options),
-    /// Run every test: set up, build, then `cargo test --workspace`, the lab with real packets included
+    /// Run every test: set up, build, `cargo test --workspace`, the lab with real packets included; then, as root and where no
+    /// arguments are given, the suites on a real Kubernetes cluster
     Test {
         /// Handed to `cargo test` as they are, e.g. `-p moat-policies` or a test's name
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]

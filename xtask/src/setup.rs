@@ -99,8 +99,8 @@ pub(crate) fn cargo_tool(name: &str) -> Result<PathBuf> {
     find(name).with_context(|| format!("{name} is not where it was installed"))
 }
 
-/// Whether we may install packages: asked of `id`, since the answer needs a system call and this crate has no unsafe.
-fn rootly() -> bool {
+/// Whether we are root, and may install packages: asked of `id`, since the answer needs a system call and this crate has no unsafe.
+pub(crate) fn rootly() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0")
 }
 

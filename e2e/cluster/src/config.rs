@@ -10,8 +10,6 @@ use crate::plan::{API_PORT, CONTROL_PLANE, DNS_SERVICE, Node, Plan, ProxyMode, t
 const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.2";
 /// Where containerd listens, in each node.
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-/// Where moat's agent listens for its plugin, in each node.
-const AGENT_SOCKET: &str = "/run/moat/agent.sock";
 const CNI_VERSION: &str = "1.0.0";
 
 /// The API server's URL on the fabric.
@@ -126,15 +124,6 @@ oom_score = 0
 /// Pods are to find the cluster's DNS; the machine's own is not reached from here.
 pub(crate) fn resolv_conf() -> String {
     format!("nameserver {DNS_SERVICE}\n")
-}
-
-/// The network configuration for moat's plugin.
-pub(crate) fn moat_cni() -> Value {
-    json!({
-        "cniVersion": CNI_VERSION,
-        "name": "moat",
-        "plugins": [{ "type": "moat-cni", "agentSocket": AGENT_SOCKET, "capabilities": { "portMappings": true } }],
-    })
 }
 
 /// The network configuration for the reference plugins, on a node with these addresses for pods.

@@ -38,8 +38,6 @@ pub(crate) fn api_server(plan: &Plan) -> Daemon {
         pki("kubelet-client-key", "kubelet-client.key"),
         pki("service-account-key-file", "service-accounts.pub"),
         pki("service-account-signing-key-file", "service-accounts.key"),
-        // Whoever watches through `kubectl get --watch` cannot resume: let no watch end by itself.
-        "--min-request-timeout=86400".into(),
     ];
     Daemon::new("kube-apiserver", plan.kubernetes("kube-apiserver"), arguments, plan.logs())
 }

@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::keeper::{Event, STAY};
-use crate::plan::{Plan, PodNetwork};
+use crate::plan::Plan;
 use crate::spaces::spawn_in;
 use crate::state::{State, node_process};
 
@@ -51,14 +51,9 @@ fn programs_are_there(plan: &Plan) -> Result<()> {
     let kubernetes =
         ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
     let kubernetes = kubernetes.iter().map(|program| plan.kubernetes(program));
-    let moat: &[&str] = match plan.network {
-        PodNetwork::Moat if plan.controller => &["moat-agent", "moat-cni", "moat-controller"],
-        PodNetwork::Moat => &["moat-agent", "moat-cni"],
-        PodNetwork::Reference => &[],
-    };
-    for program in kubernetes.chain(moat.iter().map(|program| plan.moat(program))) {
-        if !program.is_file() {
-            bail!("{} is not there: `cargo xtask cluster up` builds it", program.display());
+    for file in kubernetes.chain(plan.images.iter().cloned()) {
+        if !file.is_file() {
+            bail!("{} is not there: `cargo xtask cluster up` builds it", file.display());
         }
     }
     Ok(())

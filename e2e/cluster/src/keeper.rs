@@ -17,13 +17,13 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::{Daemon, Running, hold, wait_until};
+use crate::daemon::{Running, hold, wait_until};
 use crate::kubectl::{self, kubectl};
 use crate::node::{CABLED, JOIN, STARTED};
-use crate::plan::{API_PORT, CONTROL_PLANE, Node, Plan, PodNetwork, text};
+use crate::plan::{API_PORT, CONTROL_PLANE, Node, Plan, text};
 use crate::spaces::{self, spawn_in};
 use crate::state::CGROUPS_MADE;
-use crate::{cgroups, config, control_plane, pki};
+use crate::{cgroups, config, control_plane, deploy, pki};
 
 /// What the front writes to the keeper's stdin when the cluster is to outlive it.
 pub(crate) const STAY: &str = "stay";
@@ -105,14 +105,7 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
     progress("the API server answers: controller manager, scheduler, kubelets");
     all.push(control_plane::controller_manager(plan).start()?);
     all.push(control_plane::scheduler(plan).start()?);
-    if plan.network == PodNetwork::Moat {
-        let own = fs::read_link("/proc/self/exe")?;
-        let arguments = ["mirror".into(), plan.state.join("plan.json").into_os_string()];
-        all.push(Daemon::new("mirror", own, arguments, plan.logs()).start()?);
-        if plan.controller {
-            all.push(controller(plan).start()?);
-        }
-    }
+    deploy::begin(plan)?;
     for node in &mut nodes {
         node.join()?;
     }
@@ -120,35 +113,22 @@ fn build(plan: &Plan, listener: TcpListener) -> Result<Vec<Running>> {
     let pod_cidrs = registered(plan)?;
     // The API server speaks to pods as well, as a control plane's machine does.
     spaces::ip(&spaces::routes(&pod_cidrs, None))?;
-    match plan.network {
-        PodNetwork::Moat => {
-            for (node, _) in &pod_cidrs {
-                write_json(&node.cni().join("10-moat.conflist"), &config::moat_cni())?;
-            }
-        }
-        PodNetwork::Reference => {
-            for (room, (node, cidrs)) in nodes.iter().zip(&pod_cidrs) {
-                spaces::ip_of(room.child.id(), &spaces::routes(&pod_cidrs, Some(node)))?;
-                write_json(&node.cni().join("10-reference.conflist"), &config::reference_cni(cidrs))?;
-            }
+    if plan.moat.is_none() {
+        for (room, (node, cidrs)) in nodes.iter().zip(&pod_cidrs) {
+            spaces::ip_of(room.child.id(), &spaces::routes(&pod_cidrs, Some(node)))?;
+            write_json(&node.cni().join("10-reference.conflist"), &config::reference_cni(cidrs))?;
         }
     }
     ready(plan)?;
-    progress("all nodes are ready");
+    progress("all nodes are ready: waiting for what runs on them");
+    deploy::wait(plan, PATIENCE)?;
+    progress("all pods are ready");
     Ok(all)
-}
-
-/// moat's controller, whose objects are the mirrored ones.
-fn controller(plan: &Plan) -> Daemon {
-    let arguments =
-        [format!("--manifests={}", text(plan.objects())), format!("--listen={}", plan.controller_socket())];
-    Daemon::new("moat-controller", plan.moat("moat-controller"), arguments, plan.logs())
 }
 
 /// Certificates, and every configuration file.
 fn write_files(plan: &Plan, port: u16) -> Result<()> {
     fs::create_dir_all(plan.logs())?;
-    fs::create_dir_all(plan.objects())?;
     pki::write(plan)?;
     for identity in pki::identities(plan) {
         let file = plan.inner_kubeconfig(&identity.file);

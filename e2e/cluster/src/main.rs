@@ -7,8 +7,10 @@
 //!               ├─ etcd, kube-apiserver, kube-controller-manager, kube-scheduler
 //!               └─ node1 ── process 1 of the node; own network, mounts, processes, name
 //!                    ├─ containerd ── pods
-//!                    └─ kubelet, kube-proxy, moat-agent
+//!                    └─ kubelet, kube-proxy
 //! ```
+//!
+//! moat itself runs in it as on any cluster, as pods that `kubectl apply -k` makes.
 //!
 //! Nothing of it outlives the keeper: when that is killed, the kernel ends all processes of its process namespace, the nodes' and the
 //! pods' among them, and with the last process of a namespace goes the namespace. What is left is a folder, empty control groups and
@@ -22,10 +24,10 @@ mod cgroups;
 mod config;
 mod control_plane;
 mod daemon;
+mod deploy;
 mod front;
 mod keeper;
 mod kubectl;
-mod mirror;
 mod network;
 mod node;
 mod pki;
@@ -89,8 +91,6 @@ enum Command {
     Keeper { plan: PathBuf },
     #[command(hide = true)]
     Node { plan: PathBuf, node: String },
-    #[command(hide = true)]
-    Mirror { plan: PathBuf },
 }
 
 #[derive(Args)]
@@ -104,18 +104,39 @@ struct UpArgs {
     /// How kube-proxy writes its rules
     #[arg(long, value_enum, default_value_t = ProxyMode::Nftables)]
     proxy: ProxyMode,
-    /// Let moat's agents follow moat-controller, in place of reading the objects themselves
-    #[arg(long)]
-    controller: bool,
     /// Give nodes, pods and Services IPv6 addresses as well
     #[arg(long)]
     dual_stack: bool,
-    /// Folder of Kubernetes' programs and images, as `cargo xtask cluster` builds it
+    /// Folder of Kubernetes' programs, as `cargo xtask cluster` builds it
     #[arg(long, env = "MOAT_KUBERNETES", value_name = "DIR")]
     kubernetes: PathBuf,
-    /// Folder of moat-agent and moat-cni
-    #[arg(long, env = "MOAT_BIN_DIR", value_name = "DIR")]
-    moat: Option<PathBuf>,
+    /// Archives of the images that pods are made of, separated by colons
+    #[arg(long, env = "MOAT_IMAGES", value_name = "FILES", value_delimiter = ':')]
+    images: Vec<PathBuf>,
+    /// Archive of moat's image, as `cargo xtask image` writes it [default: one that is built for this, as tests are]
+    #[arg(long, env = "MOAT_IMAGE", value_name = "FILE", required_if_eq("network", "moat"))]
+    image: Option<PathBuf>,
+    /// Folder that moat is deployed from, as by kubectl apply -k
+    #[arg(long, env = "MOAT_DEPLOY", value_name = "DIR", required_if_eq("network", "moat"))]
+    deploy: Option<PathBuf>,
+}
+
+impl UpArgs {
+    fn plan(self, name: &str, state: &State) -> Plan {
+        let with_moat = self.network == PodNetwork::Moat;
+        let mut images = self.images;
+        images.extend(self.image.filter(|_| with_moat));
+        Plan {
+            name: name.to_owned(),
+            nodes: self.nodes,
+            state: state.path().to_owned(),
+            kubernetes: self.kubernetes,
+            images,
+            moat: self.deploy.filter(|_| with_moat),
+            proxy: self.proxy,
+            dual_stack: self.dual_stack,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -137,17 +158,7 @@ fn run(name: &str, command: Command) -> Result<ExitCode> {
     };
     let done = match command {
         Command::Up(args) => {
-            let plan = Plan {
-                name: name.to_owned(),
-                nodes: args.nodes,
-                state: state.path().to_owned(),
-                kubernetes: args.kubernetes,
-                moat: args.moat,
-                network: args.network,
-                proxy: args.proxy,
-                controller: args.controller,
-                dual_stack: args.dual_stack,
-            };
+            let plan = args.plan(name, &state);
             front::up(&state, &plan)
         }
         Command::Down => front::down(&state, name),
@@ -159,7 +170,6 @@ fn run(name: &str, command: Command) -> Result<ExitCode> {
         Command::Bench(options) => return bench::run(&state, &options),
         Command::Keeper { plan } => keeper::run(&read(plan)?),
         Command::Node { plan, node } => node::run(&read(plan)?, &node),
-        Command::Mirror { plan } => mirror::run(&read(plan)?),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   keeper ──"cabled"──▶ mounts, address, containerd, images ──"started"──▶ keeper
-//!   keeper ──"join"────▶ kubelet, kube-proxy, moat-agent; then reap for ever
+//!   keeper ──"join"────▶ kubelet, kube-proxy; then reap for ever
 //! ```
 //!
 //! All standard paths are the node's own: /run and /var/lib are empty, /etc and /opt are the machine's with changes that only the
@@ -21,7 +21,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 
 use crate::config::CONTAINERD_SOCKET;
 use crate::daemon::{Daemon, Running, hold};
-use crate::plan::{Node, Plan, PodNetwork, text};
+use crate::plan::{Node, Plan, text};
 use crate::{cgroups, spaces};
 
 /// Kernel settings of the whole machine that a kubelet wants so, and would write: the node sees files in their place.
@@ -58,14 +58,11 @@ pub(crate) fn run(plan: &Plan, name: &str) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].iter().take(node.addresses.len()) {
         fs::write(Path::new("/proc/sys/net").join(switch), "1").context("cannot let the node forward")?;
     }
-    plugins(plan)?;
+    plugins()?;
     let mut all = vec![containerd(node)?];
     import(plan)?;
     println!("{STARTED}");
     hear(JOIN)?;
-    if plan.network == PodNetwork::Moat {
-        all.push(agent(plan, node).start()?);
-    }
     all.push(kubelet(plan, node).start()?);
     all.push(kube_proxy(plan, node).start()?);
     hold(all)
@@ -117,25 +114,16 @@ fn mounts(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The plugins, where containerd looks for them.
-fn plugins(plan: &Plan) -> Result<()> {
-    for entry in fs::read_dir(REFERENCE_PLUGINS).into_iter().flatten().flatten() {
-        link(&entry.path())?;
-    }
-    if plan.network == PodNetwork::Moat {
-        link(&plan.moat("moat-cni"))?;
+/// The reference plugins, where containerd looks for them: as on most machines, and older ones of it do not work without `loopback`.
+fn plugins() -> Result<()> {
+    let plugins =
+        fs::read_dir(REFERENCE_PLUGINS).with_context(|| format!("cannot read {REFERENCE_PLUGINS}"))?;
+    for plugin in plugins {
+        let plugin = plugin?;
+        let to = Path::new(PLUGINS).join(plugin.file_name());
+        symlink(plugin.path(), &to).with_context(|| format!("cannot link {}", to.display()))?;
     }
     Ok(())
-}
-
-fn link(program: &Path) -> Result<()> {
-    let to = Path::new(PLUGINS).join(program.file_name().unwrap_or_default());
-    match symlink(program, &to) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("cannot link {}", to.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn containerd(node: &Node) -> Result<Running> {
@@ -147,11 +135,9 @@ fn containerd(node: &Node) -> Result<Running> {
 
 /// Brings every image archive into the node's containerd: there is no registry to pull from.
 fn import(plan: &Plan) -> Result<()> {
-    let folder = plan.kubernetes.join("images");
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let archive = entry?.path();
+    for archive in &plan.images {
         let mut command = Command::new("ctr");
-        command.args(["--namespace", "k8s.io", "images", "import"]).arg(&archive);
+        command.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
         let output = command.output().context("cannot run ctr, of the package containerd")?;
         if !output.status.success() {
             bail!("ctr cannot import {}: {}", archive.display(), String::from_utf8_lossy(&output.stderr));
@@ -176,13 +162,4 @@ fn kubelet(plan: &Plan, node: &Node) -> Daemon {
 fn kube_proxy(plan: &Plan, node: &Node) -> Daemon {
     let config = format!("--config={}", text(node.config("proxy.json")));
     Daemon::new("kube-proxy", plan.kubernetes("kube-proxy"), [config], node.logs())
-}
-
-fn agent(plan: &Plan, node: &Node) -> Daemon {
-    let source = match plan.controller {
-        true => format!("--controller={}", plan.controller_socket()),
-        false => format!("--manifests={}", text(plan.objects())),
-    };
-    let arguments = ["run".into(), format!("--node={}", node.name), source];
-    Daemon::new("moat-agent", plan.moat("moat-agent"), arguments, node.logs())
 }

@@ -14,10 +14,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// What pods get their network from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum PodNetwork {
-    /// moat: its agent on every node, its CNI plugin
+    /// moat, deployed as on any cluster
     Moat,
     /// The reference plugins ptp and host-local, and static routes: no policy is enforced
     Reference,
@@ -42,14 +41,13 @@ pub(crate) struct Plan {
     pub(crate) nodes: u8,
     /// The folder of everything that it writes.
     pub(crate) state: PathBuf,
-    /// The folder of Kubernetes' programs and of `images/`.
+    /// The folder of Kubernetes' programs.
     pub(crate) kubernetes: PathBuf,
-    /// The folder of moat's programs.
+    /// The archives of all images that pods are made of.
+    pub(crate) images: Vec<PathBuf>,
+    /// The folder that moat is deployed from; `None` where the pod network is the reference plugins'.
     pub(crate) moat: Option<PathBuf>,
-    pub(crate) network: PodNetwork,
     pub(crate) proxy: ProxyMode,
-    /// Whether moat's agents follow a controller, or read the objects themselves.
-    pub(crate) controller: bool,
     /// Whether nodes, pods and Services have IPv6 addresses as well.
     pub(crate) dual_stack: bool,
 }
@@ -147,21 +145,6 @@ impl Plan {
     pub(crate) fn logs(&self) -> PathBuf {
         self.state.join("logs")
     }
-
-    /// Where moat's controller listens: in the machine's file system, which the nodes see as well.
-    pub(crate) fn controller_socket(&self) -> String {
-        format!("unix:{}", text(self.state.join("controller.sock")))
-    }
-
-    /// A program of moat's; nowhere if nobody said where they are.
-    pub(crate) fn moat(&self, program: &str) -> PathBuf {
-        self.moat.as_deref().unwrap_or(Path::new("")).join(program)
-    }
-
-    /// The folder that the API server's objects are mirrored to, for agents that read manifests.
-    pub(crate) fn objects(&self) -> PathBuf {
-        self.state.join("objects")
-    }
 }
 
 impl Node {
@@ -217,10 +200,9 @@ pub(crate) mod tests {
             nodes,
             state: "/state".into(),
             kubernetes: "/kubernetes".into(),
-            moat: Some("/moat".into()),
-            network: PodNetwork::Moat,
+            images: Vec::new(),
+            moat: None,
             proxy: ProxyMode::Nftables,
-            controller: false,
             dual_stack: false,
         }
     }
