@@ -1,4 +1,5 @@
 //! What of the layout changes while it is in force: each part takes effect, and no connection notices.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails by panicking, as the test does")]
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
