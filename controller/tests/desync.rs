@@ -183,6 +183,8 @@ impl World {
                 node: name.into(),
                 version: String::new(),
                 held: Told::default().held(),
+                announces_only: false,
+                life: "".into(),
             };
             let id = self.index.join(&hello, Arc::new(Notify::new()));
             let (_, change) = self.index.take(id).unwrap().change.unwrap();

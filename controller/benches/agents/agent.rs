@@ -76,6 +76,8 @@ impl Running {
             node: node_name(self.node).into(),
             version: String::new(),
             held: self.told.held(),
+            announces_only: false,
+            life: "".into(),
         };
         say(from_agent::What::Hello((&hello).into())).await?;
         let mut incoming = client.follow(ReceiverStream::new(outgoing)).await?.into_inner();

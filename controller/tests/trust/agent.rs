@@ -119,7 +119,9 @@ impl Agent {
     /// Says to be this node's, shows this, and waits for what it is to hold.
     pub(crate) async fn follow(channel: Channel, node: &str, token: Option<&str>) -> Result<Self, Status> {
         let held = Told::default().held();
-        let hello = Hello { level: LEVEL, node: node.into(), version: "test".to_owned(), held };
+        let version = "test".to_owned();
+        let hello =
+            Hello { level: LEVEL, node: node.into(), version, held, announces_only: false, life: "".into() };
         let (to, messages) = mpsc::channel(1);
         let hello = from_agent::What::Hello((&hello).into());
         to.send(wire::FromAgent { what: Some(hello) }).await.unwrap();
