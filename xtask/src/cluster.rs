@@ -32,7 +32,7 @@ const ROUNDS: [Round; 2] = [
 ];
 /// Their cluster's name.
 const TESTS: &str = "tests";
-/// How many steps [`test`] takes.
+/// How many steps [`test()`] takes.
 pub(crate) const STEPS: usize = 1 + ROUNDS[0].steps() + ROUNDS[1].steps();
 
 /// Builds, then becomes `moat-cluster`, so that its exit status, its terminal and Ctrl-C are its own.

@@ -4,8 +4,8 @@
 //!   authorization: Bearer … ─▶ claims (does it say it is for us?) ─▶ cache ─▶ TokenReview ─▶ Pass: this node
 //! ```
 //!
-//! What a token says of itself ([`claims`]) only spares the API server questions and makes the answers plain: whether it is true,
-//! the API server says ([`review`]). It is asked again while the stream lasts, so a token that is no good any more ends its stream;
+//! What a token says of itself (`claims`) only spares the API server questions and makes the answers plain: whether it is true,
+//! the API server says (`review`). It is asked again while the stream lasts, so a token that is no good any more ends its stream;
 //! an API server that does not answer ends nothing.
 
 mod cache;
