@@ -6,10 +6,12 @@
 #[allow(dead_code, reason = "the engine's tests use the rest")]
 mod support;
 
+mod scratch;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use moat_api::{Change, Hello, LEVEL, Told, ToldPod};
+use moat_api::{Hello, LEVEL, Told};
 use moat_apiserver::{Heard, Held, Said};
 use moat_controller::index::Index;
 use moat_policies::{Key, Limits, Object, Objects};
@@ -171,13 +173,6 @@ impl World {
         let cluster = compiled(self.stored.values().map(|said| said.object.clone()));
         assert_eq!(self.index.objects(), cluster.objects());
         for name in NODES {
-            let mut scratch = Change { policy: cluster.state(name), ..Change::default() };
-            for (pod, programs) in scratch.policy.pods.clone() {
-                let uid = cluster.objects().pods().get(&pod).unwrap().uid;
-                scratch.put_pod(pod, programs.map(|programs| ToldPod { uid, programs }));
-            }
-            let nodes = cluster.objects().nodes().iter();
-            scratch.nodes = nodes.map(|(name, node)| (name.clone(), Some(node.clone()))).collect();
             let hello = Hello {
                 level: LEVEL,
                 node: name.into(),
@@ -188,10 +183,9 @@ impl World {
             };
             let id = self.index.join(&hello, Arc::new(Notify::new()));
             let (_, change) = self.index.take(id).unwrap().change.unwrap();
-            let (mut told, mut expected) = (Told::default(), Told::default());
+            let mut told = Told::default();
             told.take(change);
-            expected.take(scratch);
-            assert_eq!(told, expected, "on {name}");
+            assert_eq!(told, scratch::told(&cluster, name), "on {name}");
         }
     }
 }

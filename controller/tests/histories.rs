@@ -6,11 +6,13 @@
 #[allow(dead_code, reason = "the engine's tests use the rest")]
 mod support;
 
+mod scratch;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use moat_api::{Announced, Attached, Attachments, Change, Hello, LEVEL, Told, ToldPod, update, wire};
+use moat_api::{Announced, Attached, Attachments, Change, Hello, LEVEL, Told, update, wire};
 use moat_controller::index::{AgentId, Index};
 use moat_manifests::Changes;
 use moat_policies::{Key, Limits, NamespacedName, NetworkConfig, NodeDelta, Object};
@@ -195,16 +197,7 @@ impl World {
     fn check(&mut self) {
         let cluster = compiled(self.objects());
         for (node, name) in NODES.into_iter().enumerate() {
-            let mut scratch = Change { policy: cluster.state(name), ..Change::default() };
-            for (pod, programs) in scratch.policy.pods.clone() {
-                let uid = cluster.objects().pods().get(&pod).unwrap().uid;
-                scratch.put_pod(pod, programs.map(|programs| ToldPod { uid, programs }));
-            }
-            let nodes = cluster.objects().nodes().iter();
-            scratch.nodes = nodes.map(|(name, node)| (name.clone(), Some(node.clone()))).collect();
-            let mut expected = Told::default();
-            expected.take(scratch);
-            assert_eq!(self.agents[node].told, expected, "on {name}");
+            assert_eq!(self.agents[node].told, scratch::told(&cluster, name), "on {name}");
         }
     }
 }

@@ -59,38 +59,46 @@ impl StoredPolicy {
         let meta = object.get("metadata")?;
         let text = |field| meta.get(field).and_then(Node::text).filter(|text| !text.is_empty());
         let name = NamespacedName::new(text("namespace")?, text("name")?);
-        let place = Place { file: shared("API server"), document: 1, line: None };
-        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        let mut c = Context {
-            place: &place,
-            errors: &mut errors,
-            warnings: &mut warnings,
-            strict: true,
-            stored: true,
-        };
-        // Nothing about traffic stands in `metadata` and `status`, whatever later versions put there.
-        c.object(object, &Path::ROOT, &["apiVersion", "kind", "metadata", "spec", "status"]);
-        let spec = spec(&mut c, object);
+        let (spec, refused, warnings) = findings(|c| {
+            // Nothing about traffic stands in `metadata` and `status`, whatever later versions put there.
+            c.object(object, &Path::ROOT, &["apiVersion", "kind", "metadata", "spec", "status"]);
+            spec(c, object)
+        });
         let policy = match spec {
-            Some(spec) if errors.is_empty() => spec.of(name),
+            Some(spec) if refused.is_empty() => spec.of(name),
             spec => spec.unwrap_or_else(Spec::everything).closed(name),
         };
         Some(Self {
             uid: text("uid").map(shared),
             resource_version: text("resourceVersion").map(shared),
             policy,
-            refused: errors.into_iter().filter_map(Finding::of).collect(),
-            warnings: warnings.into_iter().map(Finding::from).collect(),
+            refused,
+            warnings,
         })
     }
 }
 
-impl Finding {
-    /// Errors of fields are all that a document has that is an object already.
-    pub(crate) fn of(error: Error) -> Option<Self> {
+/// Reads fields of an object that a server has stored: what they say, what of them is refused, and what is odd.
+pub(crate) fn findings<T>(read: impl FnOnce(&mut Context<'_>) -> T) -> (T, Vec<Finding>, Vec<Finding>) {
+    let place = Place { file: shared("API server"), document: 1, line: None };
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let said = read(&mut Context {
+        place: &place,
+        errors: &mut errors,
+        warnings: &mut warnings,
+        strict: true,
+        stored: true,
+    });
+    let refused = errors.into_iter().map(Finding::from).collect();
+    (said, refused, warnings.into_iter().map(Finding::from).collect())
+}
+
+impl From<Error> for Finding {
+    /// Errors of fields are all that there are in an object already; whatever else there is counts all the same.
+    fn from(error: Error) -> Self {
         match error {
-            Error::Field { field, reason, .. } => Some(Self { field, reason }),
-            _ => None,
+            Error::Field { field, reason, .. } => Self { field, reason },
+            other => Self { field: String::new(), reason: other.to_string() },
         }
     }
 }

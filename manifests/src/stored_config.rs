@@ -5,10 +5,8 @@
 use moat_policies::NetworkConfig;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-use crate::error::Place;
-use crate::fields::{Context, shared};
 use crate::network_config::network_config;
-use crate::stored::Finding;
+use crate::stored::{Finding, findings};
 use crate::tree::{Json, Node};
 
 /// A NetworkConfig out of an API server: read from its JSON, with whatever it is.
@@ -29,17 +27,7 @@ impl<'de> Deserialize<'de> for StoredConfig {
         let text = |field| object.get("metadata").and_then(|meta| meta.get(field)).and_then(Node::text);
         let name = text("name").ok_or_else(|| D::Error::custom("a NetworkConfig without a name"))?.to_owned();
         let resource_version = text("resourceVersion").map(str::to_owned);
-        let place = Place { file: shared("API server"), document: 1, line: None };
-        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        let mut c = Context {
-            place: &place,
-            errors: &mut errors,
-            warnings: &mut warnings,
-            strict: true,
-            stored: true,
-        };
-        let config = network_config(&mut c, &object);
-        let findings = || errors.into_iter().filter_map(Finding::of).collect();
-        Ok(Self { name, resource_version, config: config.ok_or_else(findings) })
+        let (config, refused, _) = findings(|c| network_config(c, &object));
+        Ok(Self { name, resource_version, config: config.ok_or(refused) })
     }
 }
