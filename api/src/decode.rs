@@ -34,6 +34,12 @@ pub enum Invalid {
     /// Ports that are none, or not as they must be.
     #[error("port ranges are to be sorted, disjoint and not adjacent, and not empty")]
     Ports,
+    /// A name or a UID that no object can have.
+    #[error("a name of {0} octets")]
+    Name(usize),
+    /// A pod with more than one address of a family.
+    #[error("an interface has at most one address of each family")]
+    Addresses,
     /// A field without which the message has no meaning.
     #[error("the field {0} is missing")]
     Missing(&'static str),
@@ -53,6 +59,9 @@ pub enum Invalid {
     #[error("one message says two things of the same {0}")]
     Twice(&'static str),
 }
+
+/// The longest name of anything in Kubernetes. (UIDs have 36 octets.)
+const LONGEST_NAME: usize = 253;
 
 type Result<T> = std::result::Result<T, Invalid>;
 
@@ -120,8 +129,8 @@ impl TryFrom<wire::Hello> for Hello {
         let programs = hello.programs.iter().map(|program| Ok(ProgramId(id(program)?)));
         let programs = programs.collect::<Result<BTreeSet<_>>>()?;
         let held = Held { sets, programs, pods: Digest(id(&hello.pods)?), nodes: Digest(id(&hello.nodes)?) };
-        let node = text(&hello.node).ok_or(Invalid::Missing("node"))?;
-        let (announces_only, life) = (hello.announces_only, hello.life.into());
+        let node = name(&hello.node)?.ok_or(Invalid::Missing("node"))?;
+        let (announces_only, life) = (hello.announces_only, name(&hello.life)?.unwrap_or_default());
         Ok(Hello { level: hello.level, node, version: hello.version, held, announces_only, life })
     }
 }
@@ -132,8 +141,12 @@ impl TryFrom<wire::Attachments> for Attachments {
     fn try_from(message: wire::Attachments) -> Result<Self> {
         let mut pods = BTreeMap::new();
         for there in message.there {
-            let attached =
-                Attached { uid: text(&there.uid), addresses: addresses(there.addresses.as_ref())? };
+            let addresses = addresses(there.addresses.as_ref())?;
+            let of_v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+            if of_v4 > 1 || addresses.len() - of_v4 > 1 {
+                return Err(Invalid::Addresses);
+            }
+            let attached = Attached { uid: name(&there.uid)?, addresses };
             once(&mut pods, pod_name(there.pod)?, Some(attached), "pod")?;
         }
         for gone in message.gone {
@@ -156,10 +169,15 @@ fn text(text: &str) -> Option<Arc<str>> {
     (!text.is_empty()).then(|| text.into())
 }
 
-fn pod_name(name: Option<wire::PodName>) -> Result<NamespacedName> {
-    let name = name.ok_or(Invalid::Missing("name"))?;
-    let part = |part: &str| text(part).ok_or(Invalid::Missing("name"));
-    Ok(NamespacedName { namespace: part(&name.namespace)?, name: part(&name.name)? })
+/// What may be the name of something; `None`: it is not said.
+fn name(text: &str) -> Result<Option<Arc<str>>> {
+    if text.len() > LONGEST_NAME { Err(Invalid::Name(text.len())) } else { Ok(self::text(text)) }
+}
+
+fn pod_name(pod: Option<wire::PodName>) -> Result<NamespacedName> {
+    let pod = pod.ok_or(Invalid::Missing("name"))?;
+    let part = |part: &str| name(part)?.ok_or(Invalid::Missing("name"));
+    Ok(NamespacedName { namespace: part(&pod.namespace)?, name: part(&pod.name)? })
 }
 
 fn side(side: Option<wire::Side>) -> Result<Option<ProgramId>> {

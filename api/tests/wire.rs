@@ -147,6 +147,18 @@ fn what_cannot_be_is_refused() {
         Invalid::Twice("program")
     );
 
+    // What an agent says of its node's interfaces is kept for as long as the node is there.
+    let there = |namespace: &str, addresses: (usize, usize)| {
+        let addresses = wire::Addresses { v4: vec![1; addresses.0], v6: vec![1; addresses.1] };
+        let pod = wire::PodName { namespace: namespace.to_owned(), name: "web".to_owned() };
+        let there = wire::Attachment { pod: Some(pod), addresses: Some(addresses), ..Default::default() };
+        Attachments::try_from(wire::Attachments { there: vec![there], ..Default::default() })
+    };
+    assert!(there("shop", (4, 16)).is_ok());
+    assert_eq!(there("shop", (8, 0)), Err(Invalid::Addresses));
+    assert_eq!(there("shop", (4, 32)), Err(Invalid::Addresses));
+    assert_eq!(there(&"x".repeat(254), (4, 0)), Err(Invalid::Name(254)));
+
     // A pod of which it is not said whether it is isolated is not one that is not.
     let name = Some(wire::PodName { namespace: "shop".into(), name: "web".into() });
     let pod = wire::Pod { name, ..Default::default() };

@@ -16,14 +16,26 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use crate::complaints::Complaints;
+use crate::guests::Visitor;
 use crate::index::{AgentId, Index, Outgoing, common_level};
 use crate::listen::Listener;
 use crate::metrics::Metrics;
+use crate::said::{NAME, SENTENCE, said};
 use crate::tls;
 use crate::tokens::{Refusal, Token, Tokens};
 
 /// How long an agent may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an agent may leave unread what it is told: enough for what is large on a way that is slow. What there is to be told grows
+/// meanwhile.
+const UNREAD: Duration = Duration::from_secs(5 * 60);
+
+/// Most streams of one connection at once: an agent has one.
+const STREAMS: u32 = 8;
+
+/// How much of what it says a connection may send ahead of who reads it, in octets: who is not known yet holds so much memory.
+const AHEAD: u32 = 128 << 10;
 
 /// How often a connection is asked whether it lives, and how long it may take to answer.
 const ALIVE: Duration = Duration::from_secs(10);
@@ -42,6 +54,8 @@ pub struct Serve {
     tokens: Option<Arc<Tokens>>,
     complaints: Arc<Mutex<Complaints>>,
     replicas: Replicas,
+    /// How long an agent may leave unread what it is told.
+    unread: Duration,
     stop: CancellationToken,
 }
 
@@ -54,6 +68,8 @@ struct Asking {
     from: String,
     /// What it has shown, and the node that it may therefore speak for.
     shown: Option<(Token, Arc<str>)>,
+    /// Its connection, where it is one that ends when it is not served.
+    visitor: Option<Visitor>,
 }
 
 type Sender = mpsc::Sender<Result<wire::FromController, Status>>;
@@ -67,7 +83,16 @@ impl Serve {
         stop: CancellationToken,
     ) -> Self {
         let (_, replicas) = watch::channel(Some(Vec::new()));
-        Self { index, metrics, name, tokens: None, complaints: Arc::default(), replicas, stop }
+        Self {
+            index,
+            metrics,
+            name,
+            tokens: None,
+            complaints: Arc::default(),
+            replicas,
+            unread: UNREAD,
+            stop,
+        }
     }
 
     /// Serves those alone who show a token that `tokens` takes, as the node that it is of.
@@ -92,6 +117,9 @@ impl Serve {
         let router = Server::builder()
             .http2_keepalive_interval(Some(ALIVE))
             .http2_keepalive_timeout(Some(ALIVE))
+            .max_concurrent_streams(STREAMS)
+            .initial_connection_window_size(AHEAD)
+            .initial_stream_window_size(AHEAD)
             .tcp_nodelay(true)
             .add_service(service);
         let stopped = stop.clone().cancelled_owned();
@@ -125,7 +153,7 @@ impl Serve {
     }
 
     /// Serves one agent to its end.
-    async fn agent(self, asking: Asking, mut from: Streaming<wire::FromAgent>, to: Sender) {
+    async fn agent(self, mut asking: Asking, mut from: Streaming<wire::FromAgent>, to: Sender) {
         let refuse = async |reason: &'static str, status: Status| {
             self.refused(&asking.from, reason, &status);
             // Who does not read it has gone.
@@ -139,7 +167,7 @@ impl Serve {
         if let Some((_, node)) = &asking.shown
             && *node != hello.node
         {
-            let (token, claimed) = (node.to_string(), hello.node.to_string());
+            let (token, claimed) = (node.to_string(), said(&hello.node, NAME));
             let refusal = Refusal::OtherNode { token, claimed };
             return refuse(refusal.reason(), (&refusal).into()).await;
         }
@@ -151,6 +179,7 @@ impl Serve {
         if send(&to, from_controller::What::Welcome(welcome)).await.is_err() {
             return;
         }
+        let _served = asking.visitor.take().map(Visitor::serve);
         let wake = Arc::new(Notify::new());
         let id = self.index().join(&hello, wake.clone());
         let only = if hello.announces_only { ", and only announces" } else { "" };
@@ -168,7 +197,9 @@ impl Serve {
                 let _ = to.try_send(Err((&refusal).into()));
                 refusal.to_string()
             }
-            () = self.tell(id, &wake, replicas, &to, level) => "it has gone, or another one speaks for its node".to_owned(),
+            () = self.tell(id, &wake, replicas, &to, level) => {
+                "it has gone, does not read, or another one speaks for its node".to_owned()
+            }
             heard = self.hear(id, &mut from) => match heard {
                 Ok(()) => "it has hung up".to_owned(),
                 Err(status) => {
@@ -201,7 +232,11 @@ impl Serve {
 
     async fn hello(&self, from: &mut Streaming<wire::FromAgent>) -> Result<Hello, Status> {
         match from.message().await?.and_then(|message| message.what) {
-            Some(from_agent::What::Hello(hello)) => Hello::try_from(hello).map_err(invalid),
+            Some(from_agent::What::Hello(hello)) => {
+                let version = said(&hello.version, NAME);
+                let hello = Hello { version, ..Hello::try_from(hello).map_err(invalid)? };
+                Ok(hello)
+            }
             _ => Err(Status::invalid_argument("the first message is to be a Hello")),
         }
     }
@@ -228,7 +263,7 @@ impl Serve {
                 () = wake.notified() => {}
             }
             // There is room for one message: an agent that does not read leaves its news where they are, as names.
-            let Ok(room) = to.reserve().await else { return };
+            let Ok(Ok(room)) = time::timeout(self.unread, to.reserve()).await else { return };
             let taken = self.index().take(id);
             let Some(Outgoing { change, announced }) = taken else {
                 room.send(Err(Status::aborted("another agent speaks for this node now")));
@@ -255,12 +290,19 @@ impl Serve {
     async fn hear(&self, id: AgentId, from: &mut Streaming<wire::FromAgent>) -> Result<(), Status> {
         while let Some(message) = from.message().await? {
             match message.what {
-                Some(from_agent::What::Applied(applied)) => self.index().applied(id, &applied),
+                Some(from_agent::What::Applied(mut applied)) => {
+                    applied.error = said(&applied.error, SENTENCE);
+                    self.index().applied(id, &applied);
+                }
                 Some(from_agent::What::Attachments(attachments)) => {
                     let attachments = Attachments::try_from(attachments).map_err(invalid)?;
                     self.index().attached(id, &attachments);
                 }
-                Some(from_agent::What::Enforced(enforced)) => self.index().enforced(id, enforced),
+                Some(from_agent::What::Enforced(mut enforced)) => {
+                    enforced.error = said(&enforced.error, SENTENCE);
+                    enforced.fingerprint = said(&enforced.fingerprint, NAME);
+                    self.index().enforced(id, enforced);
+                }
                 Some(from_agent::What::Hello(_)) => {
                     return Err(Status::invalid_argument("a second Hello"));
                 }
@@ -280,9 +322,10 @@ impl Policies for Serve {
         &self,
         request: Request<Streaming<wire::FromAgent>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let from = request
-            .remote_addr()
-            .map_or_else(|| "this host".to_owned(), |peer| peer.ip().to_canonical().to_string());
+        let visitor = request.extensions().get::<Visitor>().cloned();
+        let address = visitor.as_ref().map(|visitor| visitor.address);
+        let address = address.or_else(|| Some(request.remote_addr()?.ip().to_canonical()));
+        let from = address.map_or_else(|| "this host".to_owned(), |address| address.to_string());
         let shown = match &self.tokens {
             None => None,
             Some(tokens) => Some(shown(tokens, &request).await.map_err(|refusal| {
@@ -292,7 +335,7 @@ impl Policies for Serve {
             })?),
         };
         let (to, stream) = mpsc::channel(1);
-        tokio::spawn(self.clone().agent(Asking { from, shown }, request.into_inner(), to));
+        tokio::spawn(self.clone().agent(Asking { from, shown, visitor }, request.into_inner(), to));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -323,4 +366,31 @@ async fn send(to: &Sender, what: from_controller::What) -> Result<(), ()> {
 
 fn invalid(error: moat_api::Invalid) -> Status {
     Status::invalid_argument(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use moat_api::Told;
+    use moat_policies::Limits;
+
+    use super::*;
+
+    /// What there is to be told is names, and they become more for as long as somebody does not read.
+    #[tokio::test]
+    async fn who_does_not_read_is_not_served_for_ever() {
+        let index = Arc::new(Mutex::new(Index::new(Limits::default())));
+        let metrics = Arc::new(Metrics::new(index.clone(), None));
+        let serve = Serve::new(index.clone(), metrics, "test".into(), CancellationToken::new());
+        let serve = Serve { unread: Duration::from_millis(50), ..serve };
+        let (node, held) = ("n1".into(), Told::default().held());
+        let version = String::new();
+        let hello = Hello { level: 2, node, version, held, announces_only: false, life: Arc::default() };
+        let wake = Arc::new(Notify::new());
+        let id = index.lock().unwrap().join(&hello, wake.clone());
+        // Room for one message, as an agent's connection has; the one that is there is not read.
+        let (to, _unread) = mpsc::channel(1);
+        to.try_send(Ok(wire::FromController::default())).unwrap();
+        let told = time::timeout(Duration::from_secs(20), serve.tell(id, &wake, None, &to, 2)).await;
+        assert!(told.is_ok(), "it is waited for without end");
+    }
 }

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::ResolvesServerCert;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -17,18 +17,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::warn;
 
 use crate::complaints::Complaints;
+use crate::guests::{Connection, Guests};
 use crate::metrics::Metrics;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// How many there may be at once: who opens connections and says nothing keeps others waiting, and nothing more.
-const AT_ONCE: usize = 1024;
-
 /// How long to wait when the kernel gives no connection, for want of descriptors mostly.
 const BREATH: Duration = Duration::from_millis(50);
 
-type Connections = ReceiverStream<io::Result<TlsStream<TcpStream>>>;
+type Connections = ReceiverStream<io::Result<Connection<TlsStream<TcpStream>>>>;
 
 /// TLS that shows whatever `shown` has when somebody connects.
 pub(crate) fn config(shown: impl ResolvesServerCert + 'static) -> Result<Arc<ServerConfig>, rustls::Error> {
@@ -43,10 +41,10 @@ pub(crate) fn config(shown: impl ResolvesServerCert + 'static) -> Result<Arc<Ser
 pub(crate) fn accept(listener: TcpListener, config: Arc<ServerConfig>, metrics: Arc<Metrics>) -> Connections {
     let acceptor = TlsAcceptor::from(config);
     let (ready, connections) = mpsc::channel(16);
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let guests = Guests::new();
     let complaints = Arc::new(Mutex::new(Complaints::default()));
     tokio::spawn(async move {
-        while let Ok(turn) = turns.clone().acquire_owned().await {
+        while let Some(place) = guests.place().await {
             let accepted = tokio::select! {
                 () = ready.closed() => return,
                 accepted = listener.accept() => accepted,
@@ -59,16 +57,19 @@ pub(crate) fn accept(listener: TcpListener, config: Arc<ServerConfig>, metrics: 
                     continue;
                 }
             };
+            let Some(visitor) = guests.take(place, peer) else {
+                failed(&metrics, &complaints, peer, "too many connections from there have shown nothing yet");
+                continue;
+            };
             let (ready, acceptor) = (ready.clone(), acceptor.clone());
             let (metrics, complaints) = (metrics.clone(), complaints.clone());
             tokio::spawn(async move {
                 match time::timeout(HANDSHAKE, handshake(&acceptor, stream)).await {
                     // Whoever would serve it has gone if it is not taken.
-                    Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
+                    Ok(Ok(stream)) => drop(ready.send(Ok(Connection::new(stream, visitor))).await),
                     Ok(Err(error)) => failed(&metrics, &complaints, peer, &error.to_string()),
                     Err(_) => failed(&metrics, &complaints, peer, "it takes too long"),
                 }
-                drop(turn);
             });
         }
     });

@@ -9,6 +9,9 @@ use moat_api::{Attached, Attachments};
 use moat_manifests::PodStatus;
 use moat_policies::{NamespacedName, Objects, Pod};
 
+/// More interfaces than any node has. What an agent says beyond it is not taken in: nobody would ever take it out.
+const MOST: usize = 16 << 10;
+
 /// What is known of pods beside the objects that policy is compiled from.
 #[derive(Default)]
 pub(super) struct Pods {
@@ -79,12 +82,13 @@ impl Pods {
         (heard.life, heard.number) = (life.clone(), attachments.number);
         if attachments.whole {
             let there = attachments.pods.iter().filter_map(|(name, a)| Some((name.clone(), a.clone()?)));
-            heard.there = there.collect();
+            heard.there = there.take(MOST).collect();
             return About { pods: None, goes };
         }
         let mut about = About { pods: Some(attachments.pods.keys().cloned().collect()), goes };
         for (name, attached) in &attachments.pods {
             let before = match attached {
+                Some(_) if heard.there.len() >= MOST && !heard.there.contains_key(name) => None,
                 Some(attached) => heard.there.insert(name.clone(), attached.clone()),
                 None => heard.there.remove(name),
             };
@@ -130,4 +134,28 @@ impl Pods {
 /// nodes' pods out of every set by claiming their addresses.
 fn is_the_nodes(address: IpAddr, blocks: &[IpNet]) -> bool {
     blocks.iter().any(|block| block.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent that is not itself any more says again and again that there is another pod.
+    #[test]
+    fn a_node_has_so_many_interfaces_and_no_more() {
+        let (mut pods, node, life) = (Pods::default(), Arc::from("n1"), Arc::from("one"));
+        let attached = Attached { uid: None, addresses: Vec::new() };
+        let name = |number: u64| NamespacedName::new("shop", format!("p{number}"));
+        let mut say = |number: u64, attached: Option<&Attached>| {
+            let said = BTreeMap::from([(name(number % (2 * MOST as u64)), attached.cloned())]);
+            pods.hear(&node, &life, &Attachments { number, whole: false, pods: said });
+            pods.on(&node)
+        };
+        for number in 0..2 * MOST as u64 {
+            assert!(say(number, Some(&attached)) <= MOST);
+        }
+        let round = 2 * MOST as u64;
+        assert_eq!(say(round, None), MOST - 1);
+        assert_eq!(say(round + MOST as u64, Some(&attached)), MOST, "there is room again");
+    }
 }

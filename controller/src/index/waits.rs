@@ -125,7 +125,8 @@ impl Waits {
 
     /// The announcement up to which all have their answer.
     fn answered(&self) -> u64 {
-        self.waiting.first().map_or(self.newest, |wait| wait.number - 1)
+        // An agent that counts from zero has said so itself.
+        self.waiting.first().map_or(self.newest, |wait| wait.number.saturating_sub(1))
     }
 }
 
@@ -159,6 +160,18 @@ mod tests {
         waits.add(200, [(a, 200)]);
         waits.left(a);
         assert_eq!(waits.answered(), 200);
+    }
+
+    #[test]
+    fn whatever_number_an_agent_says_only_its_own_answers_are_others() {
+        let b = AgentId(2);
+        for number in [0, u64::MAX] {
+            let mut announcements = Announcements::default();
+            announcements.add(number, [(b, 5)], [(b, 5)]);
+            assert_eq!(announcements.now().number, number.saturating_sub(1));
+            announcements.came(b, Progress { in_force: 5, followed: 5 });
+            assert_eq!(announcements.now(), Announced { number, gone: number });
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
 use super::Refusal;
+use crate::said::{NAME, said};
 
 /// Whom agents' tokens are for.
 pub const AUDIENCE: &str = "moat-controller";
@@ -62,11 +63,11 @@ pub(super) fn of(token: &str, user: &str) -> Result<Claims, Refusal> {
     if !audiences.iter().any(|audience| audience == AUDIENCE) {
         return Err(Refusal::Audience(match audiences.is_empty() {
             true => "nobody".to_owned(),
-            false => audiences.join(", "),
+            false => said(&audiences.join(", "), NAME),
         }));
     }
     if sub != user {
-        return Err(Refusal::Account(sub, user.to_owned()));
+        return Err(Refusal::Account(said(&sub, NAME), user.to_owned()));
     }
     // One without an end is of no kubelet's making.
     let exp = exp.ok_or(Refusal::Malformed)?;
@@ -98,6 +99,16 @@ mod tests {
         assert_eq!(claims(other), Err(Refusal::Account("mallory".into(), USER.into())));
         let endless = format!(r#"{{"aud":"moat-controller","sub":"{USER}"}}"#);
         assert_eq!(claims(endless), Err(Refusal::Malformed));
+    }
+
+    /// Anybody can write such a token, and what it says of itself goes to the log.
+    #[test]
+    fn what_it_says_is_shown_on_one_line() {
+        let claims = |payload: &str| of(&token(payload), USER).unwrap_err().to_string();
+        let other = claims(r#"{"aud":"moat-controller","sub":"x\nINFO all is well\u001b[2J","exp":7}"#);
+        assert_eq!(other, format!("the token is x INFO all is well\\u{{1b}}[2J's, and agents are {USER}"));
+        let other = claims(&format!(r#"{{"aud":"\n{}","sub":"{USER}","exp":7}}"#, "x".repeat(9000)));
+        assert!(other.len() < 400 && !other.contains('\n'), "{other}");
     }
 
     #[test]

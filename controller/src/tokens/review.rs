@@ -8,6 +8,7 @@ use kube::api::{Api, PostParams};
 
 use super::Refusal;
 use super::claims::{AUDIENCE, Claims};
+use crate::said::{SENTENCE, said};
 
 /// Where the API server says which node a token is bound to (Kubernetes 1.32 and newer).
 const NODE: &str = "authentication.kubernetes.io/node-name";
@@ -30,7 +31,7 @@ pub(super) fn node_of(
     if status.authenticated != Some(true) {
         return Err(match now >= claims.expires {
             true => Refusal::Expired,
-            false => Refusal::Bad(status.error.clone().unwrap_or_else(|| "no reason is given".to_owned())),
+            false => Refusal::Bad(said(status.error.as_deref().unwrap_or("no reason is given"), SENTENCE)),
         });
     }
     // An API server that does not know audiences answers without them, and has not looked at ours.

@@ -123,3 +123,38 @@ async fn agents_that_come_back_are_not_asked_about_each_time() {
     assert_eq!(api.reviews(), 2);
     assert_eq!(controller.refused("bad"), 20);
 }
+
+/// Connections cost memory and a descriptor before anybody knows whose they are.
+#[tokio::test]
+async fn an_address_has_few_connections_that_have_shown_nothing() {
+    let api = ApiServer::default();
+    let controller = Controller::start(entrance(), Some(api.client())).await;
+    let (bundle, mine) = (api.bundle(), of(&api, "n1"));
+    let connect = || controller.connect(&bundle);
+    let agent = Agent::follow(connect().await.unwrap(), "n1", Some(&mine)).await.unwrap();
+    let mut idle = Vec::new();
+    while let Ok(channel) = connect().await {
+        idle.push(channel);
+        assert!(idle.len() < 1000, "as many as somebody likes");
+    }
+    until("it is counted", async || controller.number("tls_handshakes_failed_total") >= 1).await;
+    assert_eq!(controller.number("agents"), 1, "who is served stays");
+    drop(idle);
+    let again = async || Agent::follow(connect().await.ok()?, "n1", Some(&mine)).await.ok();
+    until("there is room again", async || again().await.is_some()).await;
+    drop(agent);
+}
+
+#[tokio::test]
+async fn what_an_agent_says_of_itself_is_shown_on_one_line() {
+    let api = ApiServer::default();
+    let controller = Controller::start(entrance(), Some(api.client())).await;
+    let (bundle, mine) = (api.bundle(), of(&api, "n1"));
+    let channel = controller.connect(&bundle).await.unwrap();
+    let claimed = format!("n2\n\u{1b}[2J{}", "x".repeat(200));
+    let status = Agent::follow(channel.clone(), &claimed, Some(&mine)).await.err().unwrap();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.message().contains("n2 \\u{1b}[2Jx"), "{}", status.message());
+    let status = Agent::follow(channel, &"x".repeat(254), Some(&mine)).await.err().unwrap();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+}
