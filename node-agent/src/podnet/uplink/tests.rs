@@ -102,6 +102,27 @@ fn who_shares_no_link_is_behind_the_tunnel_and_his_node_too() {
     assert_eq!(wanted.skipped, [""; 0]);
 }
 
+/// The kubelet writes its own Node's addresses: what a node that was taken over says there leads nobody else's packets to it.
+#[test]
+fn a_node_that_says_others_addresses_is_not_sent_what_is_theirs() {
+    let local = node("a", &["192.0.2.1"], &["10.1.0.0/24"]);
+    let others = [
+        node(
+            "bad",
+            &["198.51.100.66", "198.51.100.3", "10.3.0.7", "10.1.0.9", "192.0.2.1"],
+            &["10.66.0.0/24"],
+        ),
+        node("good", &["198.51.100.3", "198.51.100.3"], &["10.3.0.0/24"]),
+        node("plain", &["198.51.100.4", "198.51.100.4"], &["10.4.0.0/24"]),
+    ];
+    let wanted = wanted(&local, &others, Mode::Vxlan, &seen(&["192.0.2.1"], &[]));
+    let nodes = wanted.ways.keys().filter(|(table, _)| *table == NODES_TABLE).map(|(_, to)| *to);
+    assert_eq!(nodes.collect::<Vec<_>>(), [net("198.51.100.4/32"), net("198.51.100.66/32")]);
+    assert_eq!(wanted.skipped.len(), 4, "{:?}", wanted.skipped);
+    // Pods are reached as before.
+    assert_eq!(wanted.ways[&(MAIN_TABLE, net("10.3.0.0/24"))].0, Way::Tunnel(ip("198.51.100.3")));
+}
+
 #[test]
 fn a_tunnel_in_ipv6_costs_more_and_carries_ipv4() {
     let local = node("a", &["2001:db8::1"], &["10.1.0.0/24", "fd00:1::/64"]);

@@ -12,6 +12,9 @@
 //! The rule is for what a node's pods answer to another node itself. Without it the answer would leave as it is, and a router
 //! that knows no pod's address drops it; and a node that is strict about where packets come from would not take in what
 //! another node sends its pods through the tunnel.
+//!
+//! A node says its addresses itself, and may say anything. So one that two nodes say, or that lies where pods' addresses are, leads
+//! nowhere: a node that is not itself any more would otherwise be sent what is for others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -106,6 +109,7 @@ pub(crate) fn wanted(local: &Node, others: &[Node], mode: Mode, seen: &Seen) -> 
     }
     let mut others: Vec<&Node> = others.iter().filter(|node| node.name != local.name).collect();
     others.sort_by(|a, b| a.name.cmp(&b.name));
+    let disputed = disputed(local, &others);
     // IPv4 carries both, where a node has it: every node comes to the same answer for itself.
     let outer = first(local, true).or(first(local, false));
     for node in others {
@@ -124,6 +128,13 @@ pub(crate) fn wanted(local: &Node, others: &[Node], mode: Mode, seen: &Seen) -> 
                 }
             };
             wanted.skipped.push(format!("no route to podCIDR {cidr} of node {}: {skip}", node.name));
+        }
+    }
+    for address in disputed {
+        if wanted.ways.remove(&(NODES_TABLE, IpNet::from(address))).is_some() {
+            wanted
+                .skipped
+                .push(format!("no way through the tunnel to a node at {address}: it is another's, too"));
         }
     }
     if let Some(local_address) = outer.filter(|_| !wanted.forwarding.is_empty()) {
@@ -190,6 +201,24 @@ impl Wanted {
         }
         Ok(())
     }
+}
+
+/// The addresses that several nodes say they have, and those that a pod can have.
+fn disputed(local: &Node, others: &[&Node]) -> BTreeSet<IpAddr> {
+    let all = || others.iter().copied().chain([local]);
+    let (mut said, mut twice) = (BTreeSet::new(), BTreeSet::new());
+    for node in all() {
+        // One node may well say the same twice, as its internal and its external address.
+        let own: BTreeSet<IpAddr> = node.addresses.iter().copied().collect();
+        twice.extend(own.into_iter().filter(|address| !said.insert(*address)));
+    }
+    let blocks: BTreeSet<IpNet> = all().flat_map(|node| &node.pod_cidrs).map(IpNet::trunc).collect();
+    // Of blocks that are apart, an address can only be in the one that begins at it or before it.
+    let is_a_pods = |address: &IpAddr| {
+        blocks.range(..=IpNet::from(*address)).next_back().is_some_and(|block| block.contains(address))
+    };
+    twice.extend(said.into_iter().filter(is_a_pods));
+    twice
 }
 
 /// A node's first address of a family.
