@@ -15,6 +15,7 @@ mod lost;
 mod nodes;
 mod real;
 mod removal;
+mod sctp;
 mod steps;
 mod together;
 mod tunnel;

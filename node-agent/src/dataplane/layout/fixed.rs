@@ -50,7 +50,6 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
         Table::Net => {
             chains.extend(super::tunnel::chains(config));
             chains.extend(super::masquerade::chain(config));
-            chains.extend(super::host_ports::chains(config));
         }
     }
     chains

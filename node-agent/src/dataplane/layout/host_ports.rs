@@ -10,7 +10,8 @@
 //!
 //! Destinations are translated before packets are routed, so `forward` judges a packet by the pod and the port that it goes to
 //! in the end, and by the source that it has: nothing hides that but where a pod reaches itself, which would not take a packet
-//! from its own address. Whoever looks for a port that leads nowhere pays for one lookup, with a connection's first packet.
+//! from its own address. The chains are there only while a port leads somewhere: then whoever looks for one that does not pays
+//! for one lookup, with a connection's first packet, and on a node without host ports nobody pays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,9 +22,9 @@ use moat_nfnetlink::nft::{
     Statement, Value, Verdict, fib,
 };
 
+use super::ChainRules;
 use super::fixed::{v4, v6, veth};
 use super::names::{self, Table};
-use super::{ChainRules, LayoutConfig};
 
 /// Behind kube-proxy, which translates at `dstnat` (-100), iptables' way and nftables': a Service's port on the nodes is the
 /// cluster's, and a pod that asks for the same one as its host port does not get what is for the Service.
@@ -141,6 +142,11 @@ impl HostPorts {
         sets
     }
 
+    /// The chains, each behind those that it leads to: none while no port leads anywhere.
+    pub(crate) fn chains(&self) -> Vec<ChainRules> {
+        if self.is_empty() { Vec::new() } else { chains().into() }
+    }
+
     /// Where ports lead in the network namespace of the calling thread: the kernel's word. Without our tables, nowhere.
     pub(crate) fn in_force() -> Result<Self, moat_nfnetlink::Error> {
         let mut ports = Self::default();
@@ -224,10 +230,7 @@ fn hairpin(ipv4: bool) -> Set {
 }
 
 /// The chains, each behind those that it leads to.
-pub(crate) fn chains(config: &LayoutConfig) -> Vec<ChainRules> {
-    if !config.host_ports {
-        return Vec::new();
-    }
+fn chains() -> [ChainRules; 4] {
     let base = |name: &'static str, hook, priority, rules| {
         let base = Base { kind: ChainType::Nat, hook, priority, policy: Policy::Accept };
         ChainRules { table: Table::Net, chain: Chain { base: Some(base), ..Chain::new(name) }, rules }
@@ -264,7 +267,7 @@ pub(crate) fn chains(config: &LayoutConfig) -> Vec<ChainRules> {
         let rule = family_of(Rule::new().then(veth(Source::OIFNAME, Cmp::Eq)), ipv4);
         rule.lookup([from, to(ipv4)], hairpin(ipv4).name().clone()).then(Statement::Masquerade)
     };
-    vec![
+    [
         ChainRules { table: Table::Net, chain: Chain::new(CHAIN), rules },
         base("host-ports-in", Hook::Prerouting, DESTINATION, asked()),
         base("host-ports-out", Hook::Output, DESTINATION, asked()),

@@ -17,7 +17,7 @@
 //!               …-answers             peers and ports                     ──▶ answerer | accept | revoke
 //! inet moat-net tunnel                what comes to the tunnel's port   ──▶ senders
 //!               masquerade            what leaves the cluster
-//!               host-ports            what comes to ports of the node that lead to pods
+//!               host-ports            what comes to ports of the node that lead to pods, while there are any
 //! ```
 //!
 //! `forward` accepts what it does not decide: other traffic is not ours. All that is from or to an interface whose name
@@ -58,7 +58,7 @@ pub(crate) use veth::chain as veth_chain;
 ///
 /// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
 /// base chain whose declaration changes gets another name, too.
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
 
 /// The kind of the user data that holds the version. `nft` itself uses small numbers.
 pub(crate) const USERDATA_VERSION: u8 = 0x6d;

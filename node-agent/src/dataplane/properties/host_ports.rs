@@ -61,3 +61,19 @@ proptest! {
         prop_assert!(rules_only && plan.stage.is_empty());
     }
 }
+
+/// A node without host ports does not pay for them.
+#[test]
+fn chains_are_there_while_a_port_leads_somewhere() {
+    let port = HostPort { protocol: Transport::Tcp, host_port: 8080, host_ip: None, port: 80 };
+    let some = HostPorts::of([(&port, IpAddr::from([10, 1, 0, 5]))]);
+    let chains = |ports: &HostPorts| whole(&state_of(ports.clone())).chains.len();
+    assert_eq!(chains(&some) - chains(&HostPorts::default()), 4);
+    // What packets come to by itself is made when what it leads to is whole.
+    let mut state = state_of(HostPorts::default());
+    let transactions = state.advance(&Update { host_ports: Some(some), ..Update::default() }).transactions();
+    let hooks = |ops: &[Op]| {
+        ops.iter().filter(|op| matches!(op, Op::AddChain(_, chain) if chain.base.is_some())).count()
+    };
+    assert_eq!(transactions.iter().map(|ops| hooks(ops)).collect::<Vec<_>>(), [0, 3]);
+}

@@ -335,6 +335,7 @@ impl State {
             }
             content.chains.extend(layout::fixed_chains(table, &self.config, self.fast));
         }
+        content.chains.extend(self.host_port_chains());
         for &(direction, id) in self.peers.keys() {
             content.chains.extend(self.peer_chains(direction, id));
         }

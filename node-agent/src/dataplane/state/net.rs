@@ -6,14 +6,14 @@ use moat_nfnetlink::nft::{Element, Set};
 use moat_policies::DenyAction;
 
 use super::State;
-use crate::dataplane::layout::{self, Table};
+use crate::dataplane::layout::{self, ChainRules, Table};
 use crate::dataplane::op::{Op, Plan};
 use crate::dataplane::update::Update;
 
 impl State {
-    /// Plans the sets of the pod network.
+    /// Plans the sets of the pod network, and the chains of host ports.
     pub(super) fn net(&mut self, update: &Update, plan: &mut Plan) {
-        let before = self.net_sets();
+        let (before, chains_before) = (self.net_sets(), self.host_port_chains());
         self.senders = update.senders.clone().unwrap_or_else(|| std::mem::take(&mut self.senders));
         self.inside = update.inside.clone().unwrap_or_else(|| std::mem::take(&mut self.inside));
         self.host_ports = update.host_ports.clone().unwrap_or_else(|| std::mem::take(&mut self.host_ports));
@@ -31,6 +31,17 @@ impl State {
                 plan.commit.push(Op::AddElements(table, set, come));
             }
         }
+        let chains = self.host_port_chains();
+        if chains.is_empty() {
+            take_away(chains_before, plan);
+        } else if chains_before.is_empty() {
+            put_there(chains, plan);
+        }
+    }
+
+    /// The chains of host ports, as long as any port leads to a pod.
+    pub(super) fn host_port_chains(&self) -> Vec<ChainRules> {
+        if self.config.host_ports { self.host_ports.chains() } else { Vec::new() }
     }
 
     /// The sets of the pod network, always in the same order.
@@ -50,5 +61,22 @@ impl State {
             sets.extend(self.inside.sets_of_all().map(of(Table::Inet)));
         }
         sets
+    }
+}
+
+/// Packets come to a base chain as soon as it is there: what it leads to is there by then.
+fn put_there(chains: Vec<ChainRules>, plan: &mut Plan) {
+    for ChainRules { table, chain, rules } in chains {
+        let ops = if chain.base.is_none() { &mut plan.stage } else { &mut plan.commit };
+        ops.push(Op::AddChain(table, chain.clone()));
+        ops.push(Op::AddRules(table, chain.name, rules));
+    }
+}
+
+/// Those that lead first.
+fn take_away(chains: Vec<ChainRules>, plan: &mut Plan) {
+    for ChainRules { table, chain, .. } in chains.into_iter().rev() {
+        plan.commit.push(Op::FlushChain(table, chain.name.clone()));
+        plan.commit.push(Op::DeleteChain(table, chain.name));
     }
 }
