@@ -62,6 +62,7 @@ fn behind_a_router_that_filters_sources() {
 #[test]
 fn ipv4_alone() {
     as_expected(&["--ipv4", NO_FLOOD], &["IPv4"]);
+    as_expected(&["--ipv4", "--joined", "strict-router", NO_FLOOD], &["IPv4"]);
 }
 
 #[test]

@@ -81,7 +81,10 @@ fn number(ty: Type, value: &Value) -> Option<u128> {
                 (0x80, "cwr"),
             ],
         ),
-        Type::IcmpType(1) => index(word, &[(0, "echo-reply"), (5, "redirect"), (8, "echo-request")]),
+        Type::IcmpType(1) => index(
+            word,
+            &[(0, "echo-reply"), (5, "redirect"), (8, "echo-request"), (9, "router-advertisement")],
+        ),
         Type::IcmpType(_) => index(
             word,
             &[

@@ -127,6 +127,25 @@ fn neighbour_discovery_is_for_the_own_address() {
 }
 
 #[test]
+fn over_ipv4_too_only_routers_say_where_routers_are() {
+    privileged(|| {
+        let w = World::new(&["a"], &[], "");
+        let (a, node) = (w.v4("a"), IpAddr::from(NODE_V4));
+        let fate = |kind: u8| {
+            let mut message = vec![kind, 0, 0, 0, 1, 2, 7, 8, 10, 0, 0, 10, 0, 0, 0, 0];
+            let sum = checksum(&message);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            w.forge(From::Pod("a"), node, 1, packet(a, node, 1, &message))
+        };
+        assert_eq!(fate(8), Passed, "an echo request");
+        assert_eq!(fate(10), Passed, "a question for routers");
+        let spoofed = Dropped(DropReason::Spoofed.on(Egress));
+        assert_eq!(fate(9), spoofed, "a router's advertisement");
+        assert_eq!(fate(5), spoofed, "a redirect");
+    });
+}
+
+#[test]
 fn a_fresh_interfaces_own_noise_is_dropped_and_not_counted() {
     privileged(|| {
         let w = World::new(&["a", "b"], &[], "");

@@ -36,9 +36,22 @@ fn redirects4(t: &mut Table<'_>) {
         t.pod(from, "a redirect for its node, from the gateway", |d| redirect(d, d.gateway()), &[]);
         t.pod(from, "a redirect for its node, from the other node", |d| redirect(d, d.node(1)), &[]);
     }
-    let advertisement =
-        |d: &Draft<'_>| d.icmp(d.own(), [224, 0, 0, 1].into(), 9, 0, &[1, 2, 7, 8, 10, 0, 0, 1, 0, 0, 0, 0]);
-    t.pod(Denied, "a router advertisement (RFC 1256)", advertisement, &[Place::Node(0)]);
+    // RFC 1256: one router, two words for each, half an hour; its address, and how gladly it is one.
+    let body = [1, 2, 7, 8, 10, 0, 0, 1, 0, 0, 0, 0];
+    let advertise = |d: &Draft<'_>, from, to| d.icmp(from, to, 9, 0, &body);
+    let all = IpAddr::from([224, 0, 0, 1]);
+    for from in [Denied, Who::Open] {
+        t.pod(from, "a router advertisement to all", |d| advertise(d, d.own(), all), &[]);
+        t.pod(
+            from,
+            "a router advertisement to all, from the gateway",
+            |d| advertise(d, d.gateway(), all),
+            &[],
+        );
+        t.pod(from, "a router advertisement to its node", |d| advertise(d, d.own(), d.node(0)), &[]);
+        t.pod(from, "a router advertisement to another node", |d| advertise(d, d.own(), d.node(1)), &[]);
+        t.pod(from, "a router advertisement to near", |d| advertise(d, d.own(), d.of(Who::Near)), &[]);
+    }
 }
 
 fn routers6(t: &mut Table<'_>) {

@@ -290,6 +290,11 @@ fn related() -> ChainRules {
 /// to its node (a tunnel's frames, routes by ICMP, addresses that mean the node itself) is nobody's.
 fn input(config: &LayoutConfig) -> ChainRules {
     const REDIRECT: u8 = 5;
+    const ROUTER_ADVERTISEMENT: u8 = 9;
+    let routers = |kind: u8| {
+        let message = Rule::new().eq(Source::L4PROTO, ICMP).eq(Source::ICMP_TYPE, kind);
+        message.verdict(DropReason::Spoofed.on(EGRESS).goto())
+    };
     let mut rules = vec![
         Rule::new().then(veth(Source::IIFNAME, Cmp::Neq)).verdict(Verdict::Accept),
         tunnel().verdict(DropReason::Tunnel.on(EGRESS).goto()),
@@ -299,10 +304,9 @@ fn input(config: &LayoutConfig) -> ChainRules {
         v4(Rule::new())
             .masked(Source::IP_DADDR, Operand::bytes([255, 0, 0, 0]), Cmp::Eq, Operand::bytes([127, 0, 0, 0]))
             .verdict(DropReason::Spoofed.on(EGRESS).goto()),
-        Rule::new()
-            .eq(Source::L4PROTO, ICMP)
-            .eq(Source::ICMP_TYPE, REDIRECT)
-            .verdict(DropReason::Spoofed.on(EGRESS).goto()),
+        routers(REDIRECT),
+        // The kernel believes none, but a daemon of the node may (RFC 1256).
+        routers(ROUTER_ADVERTISEMENT),
         // Only about the pod's own connections: else it could end the node's with errors that it makes up.
         Rule::new().ct_state(ct_state::RELATED).verdict(Verdict::goto(names::RELATED)),
     ];
