@@ -73,7 +73,7 @@ mod tests {
     }
 
     fn containers() -> Vec<Value> {
-        let workloads = ["agent.yaml", "controller.yaml"].into_iter().flat_map(documents);
+        let workloads = ["agent.yaml", "controller.yaml", "guard.yaml"].into_iter().flat_map(documents);
         let pods =
             workloads.map(|object| object["spec"]["template"]["spec"].clone()).filter(|pod| !pod.is_null());
         let lists = pods.flat_map(|pod| [pod["initContainers"].clone(), pod["containers"].clone()]);

@@ -18,6 +18,7 @@ pub(crate) mod first_syn;
 mod flows;
 mod hosts;
 mod interrupt;
+mod intruder;
 mod ports;
 mod probe;
 mod restarts;

@@ -1,12 +1,13 @@
-//! An upgrade: agents and controllers are replaced by a rolling update, under traffic.
+//! An upgrade: agents, their guards and controllers are replaced, under traffic, while somebody tries to change moat's tables.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::Suite;
-use super::field::Field;
+use super::field::{Field, array};
+use super::intruder::Intruders;
 use super::probe::fresh_id;
 use super::stage::Stage;
 use super::watchers::Watchers;
@@ -14,7 +15,7 @@ use crate::api::Kind;
 
 pub(super) const SUITE: Suite = Suite {
     name: "rollout",
-    about: "agents and controllers are replaced by a rolling update, under traffic",
+    about: "agents, their guards and controllers are replaced by an update, under traffic",
     play,
 };
 
@@ -24,14 +25,52 @@ pub(super) const NAMESPACE: &str = "moat-system";
 const PATIENCE: Duration = Duration::from_secs(240);
 const AFTER: Duration = Duration::from_secs(2);
 
+/// Replaces something, and waits until it is done.
+type Update = fn(&Field) -> Result<()>;
+
 fn play(stage: &mut Stage) -> Result<()> {
     let mut watchers = Watchers::post(stage)?;
-    for (kind, name) in [(Kind::DAEMON_SET, "moat-agent"), (Kind::DEPLOYMENT, "moat-controller")] {
-        let what = format!("a rolling update of {name}: no wrong verdict, no allowed connection broken");
-        watchers.through(stage, &what, AFTER, |stage| roll(stage.field, kind, name))?;
-        watchers.follows(stage, "after that")?;
+    let updates: [(&str, &str, Update); 3] = [
+        // First, so that the agents' successors find what the new guards were given.
+        ("the guards are replaced", "moat-guard", replace_guards),
+        ("a rolling update of the agents", "moat-agent", |field| roll(field, Kind::DAEMON_SET, "moat-agent")),
+        ("a rolling update of the controllers", "moat-controller", |field| {
+            roll(field, Kind::DEPLOYMENT, "moat-controller")
+        }),
+    ];
+    for (what, name, update) in updates {
+        let intruders = Intruders::begin(stage.field);
+        let check = format!("{what}: no wrong verdict, no allowed connection broken");
+        watchers.through(stage, &check, AFTER, |stage| update(stage.field))?;
+        stage.verdict(&format!("{what}: nobody else could change moat's tables"), &intruders.end());
+        watchers.follows(stage, &format!("after {name}"))?;
     }
     Ok(())
+}
+
+/// Ends the guards' pods, as who updates them does: nothing else replaces them.
+fn replace_guards(field: &Field) -> Result<()> {
+    let of_guards = |pod: &Value| pod["metadata"]["labels"]["app.kubernetes.io/name"] == "moat-guard";
+    let guards = || -> Result<Vec<Value>> {
+        Ok(field.api.list(Kind::POD, NAMESPACE)?.into_iter().filter(of_guards).collect())
+    };
+    let old = guards()?;
+    let old: Vec<&str> = old.iter().filter_map(|pod| pod["metadata"]["uid"].as_str()).collect();
+    if old.len() != field.nodes.len() {
+        bail!("there are {} guards on {} nodes", old.len(), field.nodes.len());
+    }
+    for pod in guards()? {
+        field.api.delete(Kind::POD, NAMESPACE, pod["metadata"]["name"].as_str().unwrap_or_default())?;
+    }
+    field.until("every guard is another one, and runs", PATIENCE, || {
+        let new = |pod: &&Value| {
+            let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+            let ready = array(pod, "/status/conditions")
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+            ready && !old.contains(&uid)
+        };
+        Ok(guards()?.iter().filter(new).count() == field.nodes.len())
+    })
 }
 
 /// Replaces all pods of a workload as `kubectl rollout restart` does, and waits until it is done.
