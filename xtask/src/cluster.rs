@@ -27,7 +27,11 @@ const ROUNDS: [Round; 2] = [
     Round {
         up: "up, with kube-proxy in iptables mode",
         flags: &["--dual-stack", "--proxy", "iptables"],
-        suites: &[("moat's own suite of Services", &["suite", "services"])],
+        suites: &[
+            ("moat's own suite of Services", &["suite", "services"]),
+            // The cluster has no pod network afterwards.
+            ("moat is taken off it", &["suite", "uninstall"]),
+        ],
     },
 ];
 /// Their cluster's name.

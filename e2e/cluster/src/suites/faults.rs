@@ -21,13 +21,14 @@ pub(super) const SUITE: Suite = Suite {
 
 /// A kubelet waits the longer the oftener a container has ended; and an API server takes its time on a busy machine.
 const BACK: Duration = Duration::from_secs(180);
+/// So long there is no controller.
+const UNTOLD: Duration = Duration::from_secs(10);
 /// From when everything is back, the traffic is watched for so long.
 const AFTER: Duration = Duration::from_secs(2);
 
 fn play(stage: &mut Stage) -> Result<()> {
     let mut watchers = Watchers::post(stage)?;
     let away = stage.field.away;
-    let seconds = away.as_secs();
     let controllers = stage.field.processes("moat-controller")?.len();
     if controllers > 0 {
         watchers.through(
@@ -44,16 +45,18 @@ fn play(stage: &mut Stage) -> Result<()> {
             },
         )?;
         let what = format!(
-            "all controllers are away for {seconds} s, and an agent is killed meanwhile: nobody notices"
+            "all controllers are away for {} s, and an agent is killed meanwhile: nobody notices",
+            UNTOLD.as_secs()
         );
         watchers.through(stage, &what, AFTER, |stage| {
-            held_down(stage.field, "moat-controller", away, kill_agent)?;
+            held_down(stage.field, "moat-controller", UNTOLD, kill_agent)?;
             back(stage.field, "moat-controller", controllers)
         })?;
         watchers.follows(stage, "after that")?;
     }
     let what = format!(
-        "the API server is away for {seconds} s, and an agent and the controllers are killed meanwhile: nobody notices"
+        "the API server is away for {} s, and an agent and the controllers are killed meanwhile: nobody notices",
+        away.as_secs()
     );
     watchers.through(stage, &what, AFTER, |stage| {
         held_down(stage.field, "kube-apiserver", away, |field| {

@@ -25,7 +25,7 @@ pub(crate) struct Field {
     pub(crate) fabric: Network,
     pub(crate) nodes: Vec<NodeView>,
     pub(crate) interrupt: Interrupt,
-    /// How long what is taken away stays away.
+    /// How long the API server stays away when it is taken away.
     pub(crate) away: Duration,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct NodeView {
 }
 
 impl Field {
-    /// The cluster that is up under this name; faults last so long.
+    /// The cluster that is up under this name; the API server is away for so long when it is taken away.
     pub(crate) fn of(state: &State, away: Duration) -> Result<Self> {
         let plan = state.plan()?;
         let keeper: Process = state.keeper().context("the cluster has just ended")?;

@@ -73,8 +73,8 @@ pub(crate) struct Options {
     /// Say which there are
     #[arg(long)]
     list: bool,
-    /// How long controllers and API server stay away when they are taken away
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// How long the API server stays away when it is taken away
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     away: u64,
 }
 

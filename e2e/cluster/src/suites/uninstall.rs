@@ -14,8 +14,8 @@ use crate::kubectl::kubectl;
 pub(super) const SUITE: Suite =
     Suite { name: "uninstall", about: "moat is taken off the cluster and leaves its nodes clean", play };
 
-/// moat's route protocol and rules, as `ip` takes them.
-const MARK: &str = "109";
+/// The protocol of moat's routes and rules, as `ip -details -Numeric` prints it.
+const MARK: &str = "proto 109";
 
 fn play(stage: &mut Stage) -> Result<()> {
     let field = stage.field;
@@ -90,12 +90,14 @@ fn left(field: &Field, node: &NodeView) -> Result<Vec<String>> {
         left.extend(field.processes_on(node, program)?.iter().map(|_| format!("process: {program}")));
     }
     for family in ["-4", "-6"] {
-        for (what, words) in [
-            ("route", ["route", "show", "table", "all", "proto", MARK].as_slice()),
-            ("rule", &["rule", "show", "proto", MARK]),
-        ] {
-            let lines = inside(&[&["ip", family], words].concat())?;
-            left.extend(lines.lines().map(|line| format!("{what}: {line}")));
+        for (what, words) in
+            [("route", ["route", "show", "table", "all"].as_slice()), ("rule", ["rule", "show"].as_slice())]
+        {
+            // Not by a filter of its own: that of rules, `ip` takes and does not heed.
+            let lines = inside(&[&["ip", "-details", "-Numeric", family], words].concat())?;
+            left.extend(
+                lines.lines().filter(|line| line.contains(MARK)).map(|line| format!("{what}: {line}")),
+            );
         }
     }
     for path in ["/etc/cni/net.d/05-moat.conflist", "/opt/cni/bin/moat-cni", "/run/moat", "/var/lib/moat"] {
