@@ -8,7 +8,7 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /moat
 COPY . .
 RUN target="$(uname -m)-unknown-linux-gnu" \
-    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bins --target "$target" \
+    && CARGO_PROFILE_RELEASE_STRIP=debuginfo RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bins --target "$target" \
         -p moat-agent -p moat-controller -p moat-cni -p moat \
     && mkdir -p /image/usr/bin /image/etc /image/run /image/var \
     && install -d -m 1777 /image/tmp \
