@@ -9,6 +9,7 @@
 //! [`run`] ties it together; [`guard`] is a process of its own that keeps the tables' owner alive; [`check`] is a party of its own that reads the kernel's tables through `nft` and compares
 //! what they do with what the engine says.
 
+mod agent;
 pub mod check;
 pub mod cni_files;
 pub mod cni_server;

@@ -12,10 +12,10 @@ use moat_policies::NamespacedName;
 use tokio::sync::{broadcast, mpsc};
 use tracing::{info, warn};
 
+use crate::agent::Agent;
 use crate::cni_server::Handler;
 use crate::droplog::Names;
 use crate::podnet::{Attachment, AttachmentKey, PodNetError, Prepare};
-use crate::run::Agent;
 
 /// How long ADD waits for a pod that no manifest describes yet.
 const UNKNOWN_POD: Duration = Duration::from_secs(5);
@@ -40,7 +40,16 @@ impl Handler for Agent {
         failpoint::reach("before detaching");
         self.forget(&key).await;
         failpoint::reach("detached");
-        let removed = self.podnet.remove(&key).await?;
+        let removed = match self.podnet.remove(&key).await {
+            Ok(removed) => removed,
+            Err(error) => {
+                // What is left of it is to carry on no connection until it is tried again.
+                if let Some(left) = self.podnet.attachment(&key) {
+                    self.flows.forget(left.addresses()).await;
+                }
+                return Err(error.into());
+            }
+        };
         failpoint::reach("removed");
         self.metrics.attachments(self.podnet.attachments().len());
         if let Some(attachment) = removed {
