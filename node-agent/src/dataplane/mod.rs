@@ -25,6 +25,7 @@ mod model;
 mod op;
 #[cfg(test)]
 mod properties;
+mod revoked;
 mod state;
 mod stats;
 mod update;
@@ -52,6 +53,7 @@ pub use layout::{
     TABLE, TUNNEL_PORT, VETH_PREFIX,
 };
 pub(crate) use leave::leave;
+pub use revoked::Revoked;
 pub use stats::Stats;
 pub use update::Update;
 pub use writer::Commit;
@@ -217,11 +219,12 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// All connections follow everything up to this commit: where there is no later one, they may take the fast path.
-    pub fn followed(&self, commit: u64) {
+    /// All connections follow everything up to this commit, and of them these are revoked: where there is no later one, they
+    /// may take the fast path.
+    pub fn followed(&self, commit: u64, revoked: Revoked) {
         // A data plane that is gone leaves its tables as they are: slower, not wrong.
         if let Some(orders) = self.orders.upgrade()
-            && orders.send(Order::Followed(commit)).is_ok()
+            && orders.send(Order::Followed(commit, revoked)).is_ok()
         {
             wake(&self.wake);
         }

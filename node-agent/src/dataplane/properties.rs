@@ -14,9 +14,11 @@ use proptest::prelude::*;
 
 use super::adopt::{FoundSet, FoundTable, adopt, fill};
 use super::closed::{Limits, Reason, Subject};
+use super::concern::Concern;
 use super::layout::{LayoutConfig, LocalPod, Table};
 use super::model::Model;
 use super::op::{Op, Plan};
+use super::revoked::Revoked;
 use super::state::State;
 use super::update::Update;
 
@@ -265,10 +267,37 @@ proptest! {
         for node in nodes {
             carried_out(&mut model, state.advance(&before.update_to(&node)));
             prop_assert_eq!(&model, &whole(&state));
-            carried_out(&mut model, state.followed());
+            carried_out(&mut model, state.followed(Revoked::default()));
             prop_assert_eq!(&model, &whole(&state_of(&node)));
             before = node;
         }
+    }
+
+    /// Who is allowed more is no reason to judge connections anew, unless something of his is revoked.
+    #[test]
+    fn an_address_more_is_about_what_is_revoked(number in 0..20_u8, cut in any::<bool>()) {
+        let with = |elements: &[u8]| Node {
+            sets: [(0, elements.iter().copied().collect())].into(),
+            pods: [(1, (Some(1), None))].into(),
+            local: [(1, 0)].into(),
+        };
+        let address = element(0, number).address;
+        let mut state = State::new(LayoutConfig::default(), Limits::default(), true);
+        let _ = state.advance(&Node::default().update_to(&with(&[])));
+        let mut revoked = Revoked::default();
+        revoked.looked(&Concern::all(), BTreeSet::from_iter(cut.then_some(address)));
+        let _ = state.followed(revoked);
+        let _ = state.take_concern();
+        let more = with(&[]).update_to(&with(&[number]));
+        let forward = |plan: &Plan| plan.commit.iter().any(|op| matches!(op, Op::FlushChain(Table::Inet, _)));
+        prop_assert_eq!(forward(&state.advance(&more)), cut);
+        prop_assert_eq!(state.take_concern().covers(address, address), cut);
+        let less = with(&[number]).update_to(&with(&[]));
+        prop_assert_eq!(forward(&state.advance(&less)), !cut, "who is allowed less always is one");
+        prop_assert!(state.take_concern().covers(address, address));
+        // Until somebody has looked, it is not known what the kernel has revoked itself.
+        let _ = state.advance(&more);
+        prop_assert!(state.take_concern().covers(address, address));
     }
 
     #[test]

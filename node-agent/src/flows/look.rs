@@ -10,7 +10,7 @@ use moat_nfnetlink::conntrack::{Conntrack, Deletion, Detail, Entry, Family, Filt
 
 use super::stats::FlowStats;
 use super::{FlowsError, own_addresses};
-use crate::dataplane::{Concern, Flow, Judge, Verdicts};
+use crate::dataplane::{Concern, Flow, Judge, Revoked, Verdicts};
 use crate::podnet::Netlink;
 
 /// Entries that are judged before commits get their turn again.
@@ -28,7 +28,8 @@ const BUCKETS_AN_ENTRY: u64 = 32;
 pub(super) struct Looker {
     verdicts: Verdicts,
     /// The bits of the mark that say "revoked".
-    revoked: u32,
+    mark: u32,
+    revoked: Revoked,
     dump: Conntrack,
     hand: Hand,
     pub(super) stats: Arc<FlowStats>,
@@ -48,30 +49,38 @@ struct Changes {
     /// Denied as far as the tables say: flows of the node itself are still among them.
     revoke: Vec<Entry>,
     resume: Vec<Entry>,
+    /// The ends of those that are revoked, and stay so.
+    stay: Vec<IpAddr>,
 }
 
 impl Looker {
     /// Opens sockets in the network namespace of the calling thread.
-    pub(super) fn open(verdicts: Verdicts, revoked: u32, stats: Arc<FlowStats>) -> Result<Self, FlowsError> {
+    pub(super) fn open(verdicts: Verdicts, mark: u32, stats: Arc<FlowStats>) -> Result<Self, FlowsError> {
         let hand = Hand { conntrack: Conntrack::open()?, node: Netlink::open()? };
-        Ok(Self { verdicts, revoked, dump: Conntrack::open()?, hand, stats })
+        Ok(Self { verdicts, mark, revoked: Revoked::default(), dump: Conntrack::open()?, hand, stats })
+    }
+
+    /// Whose connections are revoked by now.
+    pub(super) fn revoked(&self) -> &Revoked {
+        &self.revoked
     }
 
     /// Looks once at all entries of those concerned. Those of addresses in `unused` that no pod has are deleted. What it
     /// cannot change is told after all the others have been.
     pub(super) fn look(&mut self, concern: &Concern, unused: &[IpNet]) -> Result<(), FlowsError> {
         let begin = Instant::now();
-        let Self { verdicts, revoked, dump, hand, stats } = self;
+        let Self { verdicts, mark, revoked, dump, hand, stats } = self;
         let judging = {
             let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
-            Judging { revoked: *revoked, concern, unused, own }
+            Judging { revoked: *mark, concern, unused, own }
         };
         let mut own = None;
+        let mut ends = BTreeSet::new();
         let mut written = Ok(());
         let mut follow = |chunk: &mut Vec<Entry>| {
             FlowStats::count(&stats.seen, chunk.len() as u64);
             let changes = verdicts.judge(|judge| judging.judge(judge, chunk.drain(..)));
-            if let Err(error) = hand.write(changes, *revoked, &mut own, stats)
+            if let Err(error) = hand.write(changes, *mark, &mut own, &mut ends, stats)
                 && written.is_ok()
             {
                 written = Err(error);
@@ -91,7 +100,9 @@ impl Looker {
         follow(&mut chunk);
         stats.looked(begin.elapsed());
         listed?;
-        written
+        written?;
+        revoked.looked(concern, ends);
+        Ok(())
     }
 }
 
@@ -184,7 +195,8 @@ impl Judging<'_> {
             match (denied, entry.mark & self.revoked == self.revoked) {
                 (true, false) => changes.revoke.push(entry),
                 (false, true) => changes.resume.push(entry),
-                (true, true) | (false, false) => {}
+                (true, true) => changes.stay.extend(ends),
+                (false, false) => {}
             }
         }
         changes
@@ -192,12 +204,13 @@ impl Judging<'_> {
 }
 
 impl Hand {
-    /// Has the kernel follow.
+    /// Has the kernel follow, and adds the `ends` of what is revoked then.
     fn write(
         &mut self,
-        Changes { delete, mut revoke, resume }: Changes,
+        Changes { delete, mut revoke, resume, stay }: Changes,
         revoked: u32,
         own: &mut Option<BTreeSet<IpAddr>>,
+        ends: &mut BTreeSet<IpAddr>,
         stats: &FlowStats,
     ) -> Result<(), FlowsError> {
         if !revoke.is_empty() {
@@ -208,6 +221,8 @@ impl Hand {
             };
             revoke.retain(|e| !own.contains(&e.original.source) && !own.contains(&e.reply.source));
         }
+        ends.extend(stay);
+        ends.extend(revoke.iter().flat_map(|e| [e.original.source, e.reply.source]));
         for (entries, value, counter) in [(revoke, revoked, &stats.cut), (resume, 0, &stats.resumed)] {
             let change = |e: Entry| MarkChange { tuple: e.original, zone: e.zone, value, mask: revoked };
             let changes: Vec<MarkChange> = entries.into_iter().map(change).collect();

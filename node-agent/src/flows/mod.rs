@@ -4,6 +4,8 @@
 //! table. So after each commit, and once at the start, the entries of those whom it is about are looked at and judged
 //! anew: where they are denied now, a bit of the entry's mark says *revoked*, which the tables' first rule looks at;
 //! where they are allowed (again), the bit goes.
+//! A commit that only allows somebody more is about nobody, unless he has connections that are revoked; whose are is known from the
+//! looks before.
 //!
 //! ```text
 //!   data plane ──commit──▶ concern ─▶ look: entries of the concerned ─▶ judge ─▶ set or clear the bit, or delete
@@ -113,7 +115,7 @@ impl Flows {
         // The tables may have come into force a moment ago.
         grace::wait();
         looker.look(&Concern::all(), blocks)?;
-        follower.followed(0);
+        follower.followed(0, looker.revoked().clone());
         let ended = CancellationToken::new();
         let alive = ended.clone().drop_guard();
         let work = move || {
@@ -255,7 +257,7 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
             let _ = done.send(());
         }
         if looker.stats.under_way() == 0 && followed != last {
-            follower.followed(last);
+            follower.followed(last, looker.revoked().clone());
             followed = last;
         }
     }

@@ -24,7 +24,8 @@ pub struct FlowStats {
 }
 
 impl FlowStats {
-    /// Looks at connection tracking entries: one at the start, and two for each commit, fewer where they were merged.
+    /// Looks at connection tracking entries: one at the start, and two for each commit, fewer where they were merged and none
+    /// where it only allows more and nothing of that was revoked.
     pub fn looks(&self) -> u64 {
         self.looks.load(Ordering::Relaxed)
     }

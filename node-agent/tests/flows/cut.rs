@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use moat_agent::dataplane::{DropReason, Ruling};
+use moat_agent::dataplane::{DropReason, Ruling, Update};
 use moat_nfnetlink::conntrack::{Conntrack, Filter, MarkChange};
 use moat_policies::Direction::{Egress, Ingress};
 
@@ -11,7 +11,7 @@ use crate::connection::Way::{self, Back, There};
 use crate::probe::From;
 use crate::space::privileged;
 use crate::watched::Watched;
-use crate::world::NODE_V4;
+use crate::world::{NODE_V4, pod_manifest};
 
 pub(crate) fn policy(name: &str, spec: &str) -> String {
     format!(
@@ -164,6 +164,48 @@ fn named_ports_and_blocks() {
         ));
         kept.iter_mut().for_each(|c| each_way(c, &w, true));
         cut.iter_mut().for_each(|c| assert!(!c.passes(&w, There)));
+    });
+}
+
+/// A pod that comes to an allow set, and of whose connections none was cut: nobody reads the kernel's table for it.
+#[test]
+fn who_is_allowed_more_is_looked_at_only_where_something_of_its_was_cut() {
+    privileged(|| {
+        let only = "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]}";
+        let mut w = Watched::new(&["a", "b"], &["r"], "");
+        let stranger = |name, node| pod_manifest(name, node, "");
+        let friend = |name, node| stranger(name, node).replace("all: pods", "all: pods, role: friend");
+        for b in [w.v4("b"), w.v6("b")] {
+            let (a, r) = (w.same("a", b), w.same("r", b));
+            let mut cut = Connection::udp(&w, From::Pod("a"), SocketAddr::new(b, 53), None);
+            w.apply(&policy("only-friends", only));
+            each_way(&mut cut, &w, false);
+            for _ in 0..2 {
+                w.at_rest();
+                let looks = w.flows().stats().looks();
+                w.apply(&friend("r", "other"));
+                assert_eq!(w.flows().stats().looks(), looks, "nothing of r's was cut");
+                let mut open = Connection::udp(&w, From::Outside(r), SocketAddr::new(b, 54), None);
+                each_way(&mut open, &w, true);
+                each_way(&mut cut, &w, false);
+                w.apply(&stranger("r", "other"));
+                each_way(&mut open, &w, false);
+                assert!(w.between(r, b).iter().all(|flow| flow.revoked));
+                let looks = w.flows().stats().looks();
+                w.apply(&friend("r", "other"));
+                assert!(w.flows().stats().looks() > looks, "by now something was");
+                each_way(&mut open, &w, true);
+                assert!(w.between(r, b).iter().all(|flow| !flow.revoked));
+                w.apply(&stranger("r", "other"));
+                w.commit(Update { moved: [r].into(), ..Update::default() });
+            }
+            w.apply(&friend("a", "node"));
+            cut.arrives(There);
+            cut.arrives(Back);
+            assert!(w.between(a, b).iter().all(|flow| !flow.revoked));
+            w.delete_policy("only-friends");
+            w.apply(&stranger("a", "node"));
+        }
     });
 }
 

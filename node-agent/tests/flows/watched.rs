@@ -132,6 +132,14 @@ impl Watched {
         }
     }
 
+    /// Waits until all connections may take the fast path again.
+    pub(crate) fn at_rest(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.node.command("nft list chain inet moat forward").contains("goto answers") {
+            assert!(Instant::now() < deadline, "connections are judged anew and anew");
+        }
+    }
+
     /// The connections between two addresses, as the socket's `flows` tells them.
     pub(crate) fn between(&self, source: IpAddr, destination: IpAddr) -> Vec<LiveFlow> {
         let mut found = Vec::new();

@@ -9,6 +9,7 @@ mod pods;
 mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use moat_nfnetlink::nft::{Element, IfName, Key, Value};
@@ -25,6 +26,7 @@ use super::layout::{
     PodVerdict, Senders, Table,
 };
 use super::op::{Op, Plan};
+use super::revoked::Revoked;
 use super::update::Update;
 
 /// What the kernel is to enforce.
@@ -34,6 +36,8 @@ pub(crate) struct State {
     /// Whether somebody looks after connections when something has changed, and says when that is done.
     followed: bool,
     fast: FastPath,
+    /// Whose connections are revoked, while all may take the fast path.
+    revoked: Revoked,
     sets: BTreeMap<SetId, HeldSet>,
     programs: BTreeMap<ProgramId, Arc<Program>>,
     /// What the engine says about each pod.
@@ -76,6 +80,7 @@ impl State {
             config,
             followed,
             fast: if followed { FastPath::Shut } else { FastPath::Open },
+            revoked: Revoked::default(),
             limits,
             closings: Closings::default(),
             absent: BTreeSet::new(),
@@ -275,11 +280,17 @@ impl State {
         plan
     }
 
-    /// Every connection's mark says what is in force: all of them may take the fast path.
-    pub(crate) fn followed(&mut self) -> Plan {
+    /// Every connection's mark says what is in force, and these are revoked: all of them may take the fast path.
+    pub(crate) fn followed(&mut self, revoked: Revoked) -> Plan {
         let mut plan = Plan::default();
+        self.revoked = revoked;
         self.take(FastPath::Open, &mut plan);
         plan
+    }
+
+    /// Whether a connection with this end may be revoked. While connections are judged anew, any may be.
+    fn may_be_revoked(&self, address: IpAddr) -> bool {
+        self.fast == FastPath::Shut || self.revoked.may_be_of(address)
     }
 
     /// The tables are not known to have been in force: any connection may be one that they deny. To be asked before they are

@@ -1,6 +1,7 @@
 //! Allow sets: what is held of each, and how the tables follow.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -61,7 +62,11 @@ impl State {
             (SetChange::Update(_), None) => {}
             (SetChange::Delete, _) => drop(self.sets.remove(&id)),
         }
-        self.concern.add(diff.add.iter().chain(&diff.remove).map(|element| element.address));
+        // Who is allowed more has connections that are to follow only if they are revoked.
+        let resumed: Vec<IpAddr> =
+            diff.add.iter().map(|element| element.address).filter(|a| self.may_be_revoked(*a)).collect();
+        self.concern.add(resumed);
+        self.concern.add(diff.remove.iter().map(|element| element.address));
         diff
     }
 

@@ -1,10 +1,12 @@
 //! The thread that writes: one commit at a time, everything that came in meanwhile in the next.
 
+mod orders;
+mod refused;
+
 use std::collections::BTreeSet;
-use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use moat_nfnetlink::nft::{Event, Events};
@@ -14,16 +16,18 @@ use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::Closed;
-use super::closed::{Reason, Subject};
 use super::concern::Concern;
-use super::culprits::{Failed, culprits};
+use super::culprits::Failed;
 use super::error::Error;
 use super::kernel::{Kernel, PREDECESSOR};
 use super::layout::{Live, Table};
 use super::op::Plan;
+use super::revoked::Revoked;
 use super::state::State;
 use super::stats::Stats;
 use super::update::Update;
+pub use orders::Commit;
+pub(super) use orders::{Listener, Order, Waiter};
 
 /// How soon what the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,67 +35,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How seldom at most.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// How often one change's culprits are closed before the pods that it is about are tried by halves: each round closes one
-/// culprit at least, and a transaction mostly names all of its culprits at once.
-const ROUNDS: usize = 16;
-
 /// How long our tables are left alone after somebody else changed them, so that a commit of many
 /// messages is over and somebody who does it all the time costs little.
 const RESTORE_PAUSE: Duration = Duration::from_millis(100);
-
-/// What the writer is asked for.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// An update, and who waits for it.
-    Update(Box<Update>, Waiter),
-    /// Connections follow everything up to the commit of this number.
-    Followed(u64),
-}
-
-/// Who waits for an update.
-#[derive(Debug)]
-pub(super) struct Waiter {
-    /// Told when the kernel holds it, or has refused it.
-    pub(super) done: oneshot::Sender<Result<(), Error>>,
-    /// Told when the connections that are there already follow it, too.
-    pub(super) cut: oneshot::Sender<()>,
-}
-
-/// What the writer tells those who look after connections: something is in force that they may not follow yet.
-#[derive(Debug)]
-pub struct Commit {
-    /// Which one it is of those that were told of. The first is 1.
-    pub number: u64,
-    /// Whose connections it is about.
-    pub concern: Concern,
-    /// To be told when they have been looked at, or will not be.
-    pub waiting: Vec<oneshot::Sender<()>>,
-}
-
-/// Who hears of commits, if somebody does.
-#[derive(Default)]
-pub(super) struct Listener(Mutex<Option<Box<Hear>>>);
-
-type Hear = dyn Fn(Commit) + Send;
-
-impl Listener {
-    pub(super) fn set(&self, hear: Box<Hear>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(hear);
-    }
-
-    /// Where nobody hears of it, whoever waits is told by what is dropped here.
-    fn tell(&self, commit: Commit) {
-        if let Some(hear) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            hear(commit);
-        }
-    }
-}
-
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Listener")
-    }
-}
 
 /// Holds the state and the socket, and runs on a thread of its own.
 #[derive(Debug)]
@@ -177,7 +123,7 @@ impl Writer {
             let stopped = loop {
                 match orders.try_recv() {
                     Ok(Order::Update(update, waiter)) => batch.push((*update, waiter)),
-                    Ok(Order::Followed(commit)) => followed = Some(commit),
+                    Ok(Order::Followed(commit, revoked)) => followed = Some((commit, revoked)),
                     Err(TryRecvError::Empty) => break false,
                     Err(TryRecvError::Disconnected) => break true,
                 }
@@ -192,8 +138,10 @@ impl Writer {
             if !batch.is_empty() {
                 self.write(batch);
             }
-            if followed == Some(self.told) {
-                self.followed();
+            if let Some((commit, revoked)) = followed
+                && commit == self.told
+            {
+                self.followed(revoked);
             }
             if stopped {
                 return;
@@ -335,11 +283,11 @@ impl Writer {
     }
 
     /// Gives all connections the fast path.
-    fn followed(&mut self) {
+    fn followed(&mut self, revoked: Revoked) {
         // Where a restoration is due, all connections are looked at once more behind it.
         if self.restore_at.is_none() {
             self.locked(|writer, state| {
-                let plan = state.followed();
+                let plan = state.followed(revoked);
                 writer.carry_out(state, plan, &BTreeSet::new())
             });
         }
@@ -373,81 +321,6 @@ impl Writer {
             warn!("a change was refused, comparing with what the kernel holds: {first:#}");
         }
         self.make_right(state, suspects)
-    }
-
-    /// Makes the tables right by listing them. If the kernel refuses something of it, that is closed, and the rest is put in
-    /// force.
-    fn make_right(&mut self, state: &mut State, suspects: &BTreeSet<NamespacedName>) -> Result<(), Error> {
-        // Whoever had the tables meanwhile may have let anything in.
-        state.distrust();
-        let mut round = 0;
-        let result = loop {
-            let failed = match self.resync(state) {
-                Ok(()) => break Ok(()),
-                Err(failed) => failed,
-            };
-            if !is_refusal(&failed.error) {
-                break Err(failed.error);
-            }
-            Stats::count(&self.stats.refusals);
-            let culprits = culprits(&failed.spots, state);
-            round += 1;
-            if culprits.is_empty() || round > ROUNDS {
-                break self.halve(state, suspects, failed.error);
-            }
-            state.close(culprits, &reason(&failed.error));
-        };
-        match &result {
-            Ok(()) => self.settled(),
-            Err(error) => self.behind(error),
-        }
-        result
-    }
-
-    /// The kernel refuses, and does not say because of whom. Puts everybody in force without whom it does not refuse.
-    fn halve(
-        &mut self,
-        state: &mut State,
-        suspects: &BTreeSet<NamespacedName>,
-        error: Error,
-    ) -> Result<(), Error> {
-        let why = reason(&error);
-        let everybody: BTreeSet<NamespacedName> = state.local_pods().map(|(name, ..)| name.clone()).collect();
-        let mut fault = error;
-        for group in [suspects, &everybody] {
-            let group: Vec<Subject> = group.intersection(&everybody).cloned().map(Subject::Pod).collect();
-            if group.is_empty() {
-                continue;
-            }
-            state.close(group.iter().cloned(), &why);
-            match self.resync(state) {
-                Ok(()) => return self.open_by_halves(state, group),
-                Err(failed) => fault = failed.error,
-            }
-            // Nobody of them is at fault, or not they alone.
-            state.open(&group);
-        }
-        Err(fault)
-    }
-
-    /// Opens closed pods again, all but those with whom the kernel refuses.
-    fn open_by_halves(&mut self, state: &mut State, group: Vec<Subject>) -> Result<(), Error> {
-        let mut groups = vec![group];
-        while let Some(mut group) = groups.pop() {
-            state.open(&group);
-            let Err(failed) = self.resync(state) else { continue };
-            if !is_refusal(&failed.error) {
-                return Err(failed.error);
-            }
-            Stats::count(&self.stats.refusals);
-            state.close(group.iter().cloned(), &reason(&failed.error));
-            if group.len() > 1 {
-                let second = group.split_off(group.len() / 2);
-                groups.extend([second, group]);
-            }
-        }
-        // What is closed now was closed by the last transaction that went through, or by one before it.
-        self.resync(state).map_err(|failed| failed.error)
     }
 
     /// Tells who is closed from now on, and who is not any more.
@@ -487,23 +360,6 @@ impl Writer {
         Stats::set(&self.stats.behind, 1);
         self.restore_at = Some(Instant::now() + RETRY);
     }
-}
-
-/// Whether the kernel, or its protocol, did not take what we wanted of it; else it could not be asked, or the tables are
-/// somebody else's.
-fn is_refusal(error: &Error) -> bool {
-    use moat_nfnetlink::Error as E;
-    match error {
-        Error::Kernel(e) => matches!(
-            **e,
-            E::Encode(_) | E::Refused(_) | E::Commit { .. } | E::TooLarge { .. } | E::Overrun { .. }
-        ),
-        _ => false,
-    }
-}
-
-fn reason(error: &Error) -> Reason {
-    Reason::Refused(format!("{:#}", anyhow::Error::new(error.clone())).into())
 }
 
 /// A thread that panics while it holds the state leaves nothing in it half-done that the next listing would not mend.
