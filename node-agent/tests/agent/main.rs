@@ -23,7 +23,9 @@ mod packets;
 mod pod_to_node;
 mod ready;
 mod reboot;
+mod refused;
 mod replicas;
+mod reshaped;
 mod rights;
 #[path = "../dataplane/space.rs"]
 #[allow(dead_code, reason = "the data plane's tests use the rest")]

@@ -19,10 +19,11 @@ use crate::netns::in_world;
 use crate::packets::Server;
 use crate::world::World;
 
-/// A controller of level 1, which says one state and answers announcements while it is let.
-struct Old {
-    state: level1::Update,
-    answers: watch::Receiver<bool>,
+/// A controller of level 1, which says one state, answers announcements while it is let, and hangs up when it is told to.
+pub(crate) struct Old {
+    pub(crate) state: level1::Update,
+    pub(crate) answers: watch::Receiver<bool>,
+    pub(crate) ends: watch::Receiver<()>,
 }
 
 #[tonic::async_trait]
@@ -34,7 +35,15 @@ impl Policies for Old {
         request: Request<Streaming<level1::FromAgent>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let (to, stream) = mpsc::channel(8);
-        tokio::spawn(speak(request.into_inner(), to, self.state.clone(), self.answers.clone()));
+        let mut ends = self.ends.clone();
+        ends.mark_unchanged();
+        let speak = speak(request.into_inner(), to, self.state.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = speak => {}
+                Ok(()) = ends.changed() => {}
+            }
+        });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -79,7 +88,7 @@ async fn speak(
 }
 
 /// What a controller says of this node and these pods, of which one may be reached from an address alone.
-fn state(world: &World, pods: &[&str]) -> level1::Update {
+pub(crate) fn state(world: &World, pods: &[&str]) -> level1::Update {
     let mut text = String::new();
     for file in ["node-here.yaml", "node-there.yaml"] {
         text.push_str("---\n");
@@ -117,7 +126,8 @@ fn serve(socket: &Path, state: level1::Update, answers: watch::Receiver<bool>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let incoming = UnixListenerStream::new(UnixListener::from_std(listener).unwrap());
-            let old = PoliciesServer::new(Old { state, answers });
+            let (_never, ends) = watch::channel(());
+            let old = PoliciesServer::new(Old { state, answers, ends });
             Grpc::builder().add_service(old).serve_with_incoming(incoming).await.unwrap();
         });
     });
