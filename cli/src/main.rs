@@ -7,6 +7,7 @@
 //!   moat reach A B, moat matrix             the same of the cluster that the kubeconfig names
 //!   moat status [--wait]                    whether everything applied is in force there, and where not
 //!   moat drops [--follow], moat flows       what the agents of a node or lab drop and let pass (`moat_cni::stream`)
+//!   moat completion SHELL, moat man DIR     the same definitions, for shells and for man
 //! ```
 //!
 //! The answers are the engine's (`moat-policies`), read from manifests as strictly as an API server reads them
@@ -15,7 +16,9 @@
 mod agents;
 mod cluster;
 mod columns;
+mod definitions;
 mod drops;
+mod duration;
 mod endpoint;
 mod flows;
 mod input;
@@ -28,7 +31,7 @@ mod status;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Answers what a cluster's NetworkPolicies allow, from its manifests or from the cluster itself.
 #[derive(Parser)]
@@ -62,6 +65,8 @@ enum Command {
     Lab(lab::Args),
     Drops(drops::Args),
     Flows(flows::Args),
+    Completion(definitions::Completion),
+    Man(definitions::Man),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +77,8 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(&args),
         Command::Drops(args) => drops::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Completion(args) => definitions::completion(Cli::command(), &args),
+        Command::Man(args) => definitions::man(Cli::command(), &args),
     };
     result.unwrap_or_else(|error| {
         output::error(&error);

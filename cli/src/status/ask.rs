@@ -128,3 +128,20 @@ fn own(pod: Pod) -> Own {
         .find(|why| why != "PodInitializing");
     Own { name, agent, node, ready, waiting }
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_moat_is_said_to_have_none() {
+        let says = |code: u16| {
+            let status = Status { code, message: "no".into(), ..Status::success() };
+            missing(&kube::Error::Api(status.boxed()), "list nodeenforcements").to_string()
+        };
+        assert!(says(404).contains("moat is not installed in this cluster"), "{}", says(404));
+        assert!(says(403).contains("list nodeenforcements"), "{}", says(403));
+    }
+}

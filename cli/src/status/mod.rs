@@ -14,6 +14,7 @@ use anyhow::Result;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::Cluster;
+use crate::duration::duration;
 use crate::output::{self, Format};
 use report::Report;
 
@@ -36,15 +37,15 @@ States of a node:
 
 Examples:
       moat status
-      kubectl apply -f policies/ && moat status --wait --timeout 60
+      kubectl apply -f policies/ && moat status --wait --timeout 60s
       moat status -o json | jq -r '.nodes[] | select(.enforced | not) | .node'")]
 pub(crate) struct Args {
     /// Wait until everything applied is in force on all nodes
     #[arg(long)]
     wait: bool,
-    /// With --wait: for so many seconds at most
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "wait")]
-    timeout: u64,
+    /// With --wait: for so long at most: 500ms, 60s, 10m, 2h
+    #[arg(long, value_name = "TIME", default_value = "2m", requires = "wait", value_parser = duration)]
+    timeout: Duration,
     #[command(flatten)]
     cluster: Cluster,
     /// How to print the answer
@@ -56,7 +57,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (runtime, client) = args.cluster.connect()?;
     let report = runtime.block_on(async {
-        let deadline = Instant::now() + Duration::from_secs(args.timeout);
+        let deadline = Instant::now() + args.timeout;
         loop {
             let report = Report::of(ask::ask(&client).await?);
             if report.enforced() || !args.wait || Instant::now() >= deadline {
@@ -70,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Format::Text => report.text(output::colours(), out),
     })?;
     if args.wait && !report.enforced() {
-        output::note(format_args!("waited {} s; what keeps each node is above", args.timeout));
+        output::note(format_args!("waited {:?}; what keeps each node is above", args.timeout));
     }
     Ok(ExitCode::from(u8::from(!report.enforced())))
 }
