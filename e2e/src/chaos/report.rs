@@ -192,3 +192,50 @@ impl ChaosReport {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enough() -> ChaosReport {
+        ChaosReport { allowed: 1000, denied: 1000, ..ChaosReport::default() }
+    }
+
+    #[test]
+    fn a_run_that_proves_too_little_is_a_failure() {
+        assert_eq!(enough().failures(), [""; 0]);
+        let few = ChaosReport { allowed: 999, ..enough() };
+        assert_eq!(few.failures(), ["only 999 allowed packets were judged: fewer than 1000 prove nothing"]);
+        let few = ChaosReport { denied: 0, ..enough() };
+        assert_eq!(few.failures(), ["only 0 denied packets were judged: fewer than 1000 prove nothing"]);
+        // 5% of all is 2,000 of 40,000; one more is too many.
+        let grace = |grace| ChaosReport { allowed: 37_000, grace, ..enough() }.failures();
+        assert_eq!(grace(2_000), [""; 0]);
+        assert_eq!(grace(2_001), ["5.0% of the packets were in grace: more than 5% leave too much unjudged"]);
+    }
+
+    #[test]
+    fn every_finding_is_printed_with_its_moment() {
+        let at = |at: f64, what: &str| Finding { at, what: what.to_owned() };
+        let report = ChaosReport {
+            wrong: vec![at(1.25, "UDP a to b was denied, but it arrived")],
+            wrong_denied: 1,
+            broken: vec![at(2.5, "TCP c to d was reset")],
+            grace: 20,
+            ..enough()
+        };
+        assert_eq!(report.failures(), ["1 wrong verdicts", "1 broken allowed flows"]);
+        let text = report.text();
+        for words in [
+            "packets judged       2001",
+            "  allowed            1000   0 did not arrive",
+            "  denied             1001   1 arrived",
+            "in grace               20   0.99%",
+            "   1.2500 s  UDP a to b was denied, but it arrived",
+            "   2.5000 s  TCP c to d was reset",
+            "FAILED: 1 wrong verdicts; 1 broken allowed flows",
+        ] {
+            assert!(text.contains(words), "no {words:?} in\n{text}");
+        }
+    }
+}

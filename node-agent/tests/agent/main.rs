@@ -7,6 +7,7 @@
 mod netns;
 
 mod bad_folder;
+mod closed;
 mod cluster;
 mod controller;
 mod counts;

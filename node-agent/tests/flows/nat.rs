@@ -22,6 +22,8 @@ pub(crate) fn service(w: &Watched, backend: &str) {
                 type nat hook prerouting priority -100
                 ip daddr 10.96.0.1 meta l4proto {{ tcp, udp }} dnat ip to {b4}:8080
                 ip6 daddr fd96::1 meta l4proto {{ tcp, udp }} dnat ip6 to [{b6}]:8080
+                ip daddr 10.96.0.1 icmp type echo-request dnat ip to {b4}
+                ip6 daddr fd96::1 icmpv6 type echo-request dnat ip6 to {b6}
             }}
             chain from_node {{
                 type nat hook postrouting priority 100
@@ -80,6 +82,47 @@ fn flows_through_a_service_are_cut_where_they_really_go() {
             all[0].arrives(There);
             w.delete_policy("out");
             w.delete_policy("front");
+        }
+    });
+}
+
+/// The protocols that a Service does not know, or does not from outside: translated all the same, and cut.
+#[test]
+fn pings_and_datagrams_from_everywhere_are_cut_behind_a_translation() {
+    privileged(|| {
+        for watched in [true, false] {
+            let mut w = match watched {
+                true => Watched::new(&["a", "b"], &["r"], ""),
+                false => Watched::unwatched(&["a", "b"], &["r"]),
+            };
+            service(&w, "b");
+            for (vip, b) in [("10.96.0.1", w.v4("b")), ("fd96::1", w.v6("b"))] {
+                let vip: IpAddr = vip.parse().unwrap();
+                let (to, at) = (SocketAddr::new(vip, 80), Some(SocketAddr::new(b, 8080)));
+                let outside = From::Outside(w.same("r", b));
+                let mut all = [
+                    Connection::ping(&w, From::Pod("a"), vip),
+                    Connection::ping(&w, outside, vip),
+                    Connection::udp(&w, outside, to, at),
+                ];
+                if watched {
+                    w.apply(&deny_to_b())
+                } else {
+                    w.apply_only(&deny_to_b())
+                }
+                for connection in &mut all {
+                    assert!(!connection.passes(&w, Back), "watched: {watched}");
+                    assert!(!connection.passes(&w, There), "watched: {watched}");
+                }
+                match watched {
+                    true => w.delete_policy("deny"),
+                    false => w.apply_only(&policy("deny", "{podSelector: {matchLabels: {app: nobody}}}")),
+                }
+                for connection in &mut all {
+                    connection.arrives(There);
+                    connection.arrives(Back);
+                }
+            }
         }
     });
 }
