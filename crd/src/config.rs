@@ -77,8 +77,9 @@ pub struct Masquerade {
     pub except_cidrs: Vec<String>,
 }
 
-/// What becomes of a packet that no policy allows. Drop: nothing; who sent it waits. Reject: the cluster's own pods and nodes are
-/// told at once, by a TCP reset or an ICMP "administratively prohibited"; nobody else ever is.
+/// What becomes of a packet that no policy allows. Drop: nothing; who sent it waits. Reject: who sent it is told at once, by a TCP
+/// reset or an ICMP "administratively prohibited", if it has an address of a pod or node of the cluster, of clusterCIDRs or of
+/// masquerade.exceptCIDRs; nobody else ever is.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenyAction {
     /// Nothing: who sent it waits.
