@@ -255,8 +255,11 @@ impl Judge {
     fn judge(&mut self, sent: &Sent, arrived: Option<Moment>) {
         let flow = sent.tuple.flow;
         let (from, until) = match (arrived, sent.kind) {
-            // Its last transmission was just before it arrived.
-            (Some(at), Kind::Frame) => (sent.before.max(at - GRACE), at),
+            // Its last transmission was just before it arrived; but behind a cut link its node has let it go long before, and it waits
+            // for a neighbour to be found again.
+            (Some(at), Kind::Frame) if !self.was_cut(flow, sent.before, at) => {
+                (sent.before.max(at - GRACE), at)
+            }
             (Some(at), _) => (sent.before, at),
             (None, _) => (sent.before, sent.after + GRACE),
         };
@@ -375,11 +378,16 @@ impl Judge {
                 return false;
             }
         }
+        !self.was_cut(flow, from, until)
+    }
+
+    /// Whether the link between a flow's ends was cut in that time, or not quite whole again.
+    fn was_cut(&mut self, flow: FlowKey, from: Moment, until: Moment) -> bool {
         let nodes = [self.node_of(flow.source), self.node_of(flow.destination)];
         let cut = |(node, start, end): &(usize, Moment, Moment)| {
             nodes.contains(&Some(*node)) && *start <= until && from <= *end + MEND
         };
-        nodes[0] == nodes[1] || !self.cuts.iter().any(cut)
+        nodes[0] != nodes[1] && self.cuts.iter().any(cut)
     }
 
     /// The epochs that the source's and the destination's node may have enforced.

@@ -192,6 +192,25 @@ fn data_that_tcp_sends_again_is_judged_by_when_it_arrives() {
     assert_eq!((report.wrong_denied, report.wrong.len()), (1, 1));
 }
 
+/// The node that data leaves has decided upon it before it waits for the other one to be found behind a link that is whole again: it
+/// arrives long after, and another policy may be in force then on the side that has decided.
+#[test]
+fn data_that_waited_behind_a_cut_link_was_decided_upon_before() {
+    let arrives = |cut: Option<(u64, u64)>| {
+        let mut judge = judge();
+        if let Some((from, until)) = cut {
+            judge.note(Event::Cut { node: 0, from: at(from), until: at(until) });
+        }
+        one(&mut judge, Kind::Frame, 6200, Some(6800));
+        close(&mut judge, 6600, true);
+        let report = judge.report(at(9000));
+        (report.grace, report.wrong_denied)
+    };
+    assert_eq!(arrives(Some((5780, 6150))), (1, 0));
+    assert_eq!(arrives(None), (0, 1));
+    assert_eq!(arrives(Some((2000, 2400))), (0, 1), "long whole again");
+}
+
 #[test]
 fn what_has_no_way_is_no_proof_and_what_arrives_all_the_same_is() {
     let cut = Event::Cut { node: 0, from: at(100), until: at(200) };
