@@ -19,6 +19,8 @@ pub(crate) enum Bench {
     Netlink,
     /// Connections and packets between two pods, with and without policy; root only
     Datapath,
+    /// What it would cost to bound how many connections a pod may have; root only
+    Limit,
     /// Streams and small packets between pods of one node and of two, routed and by VXLAN; beside ptp and bridge
     Podnet,
     /// A dropped packet, with the drop log and without; root only
@@ -50,6 +52,7 @@ impl Bench {
             Bench::Netlink => &["bench", "-p", "moat-nfnetlink", "--bench", "*"],
             Bench::Datapath if quick => return check(cargo(DATAPATH).args(["--", "--rounds", "300"])),
             Bench::Datapath => &DATAPATH,
+            Bench::Limit => &["run", "--release", "-p", "moat-agent", "--example", "bench_limit"],
             Bench::Drops => &["run", "--release", "-p", "moat-agent", "--example", "bench_drops"],
             Bench::Cni if quick => &["bench", "-p", "moat-agent", "--bench", "cni_add", "--", "--quick"],
             Bench::Cni => &["bench", "-p", "moat-agent", "--bench", "cni_add"],
