@@ -2,10 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use socket2::SockRef;
 
 use crate::world::Pod;
 use crate::world::interrupted::uninterrupted;
@@ -19,6 +22,11 @@ const CHUNK: usize = 64 * 1024;
 /// Chunks of a slice whose CPU time counts, and of one whose speed does.
 const CHUNKS: u32 = 32;
 const FAST_CHUNKS: u32 = 96;
+/// Chunks that a new connection carries before it is measured: it has to be under way.
+const FIRST_CHUNKS: u32 = 16;
+/// How much a stream's ends hold. Left to itself the kernel lets a receiver's buffer grow up to 32 MB: more than caches and the queue
+/// between the ends of a cable hold, and when it does so is chance.
+const BUFFER: usize = 208 * 1024;
 
 /// What a slice is: nanoseconds, each.
 #[derive(Clone, Copy, Debug)]
@@ -33,10 +41,10 @@ pub(crate) struct Slice {
     pub(crate) round_trip: f64,
 }
 
-/// Two pods that have talked both ways, by UDP and by TCP.
+/// Two pods that have talked both ways, and where the one answers the other.
 pub(crate) struct Flow {
     udp: (UdpSocket, UdpSocket),
-    tcp: (TcpStream, TcpStream),
+    listener: TcpListener,
     /// What is written to the stream, and where it is read to.
     chunks: (Vec<u8>, Vec<u8>),
 }
@@ -65,18 +73,23 @@ impl Flow {
         b.send(&buffer).unwrap();
         uninterrupted(|| a.recv(&mut buffer)).unwrap();
         let listener = server.ns.run(move || TcpListener::bind(SocketAddr::new(to, port)).unwrap());
-        let tcp = client.ns.run(move || TcpStream::connect(SocketAddr::new(to, port)).unwrap());
-        let tcp = (tcp, listener.accept().unwrap().0);
-        Self { udp: (a, b), tcp, chunks: (vec![0; CHUNK], vec![0; CHUNK]) }
+        // Who is accepted has the listener's.
+        SockRef::from(&listener).set_recv_buffer_size(BUFFER).unwrap();
+        Self { udp: (a, b), listener, chunks: (vec![0; CHUNK], vec![0; CHUNK]) }
     }
 
-    /// Measures a slice of each kind.
-    pub(crate) fn measure(&mut self) -> Slice {
+    /// Measures a slice of each kind, from this pod.
+    pub(crate) fn measure(&mut self, client: &Pod) -> Slice {
+        let to = self.listener.local_addr().unwrap();
+        let asks = client.ns.run(move || TcpStream::connect(to).unwrap());
+        SockRef::from(&asks).set_send_buffer_size(BUFFER).unwrap();
+        let mut stream = Stream { ends: (asks, self.listener.accept().unwrap().0), chunks: &mut self.chunks };
+        (0..FIRST_CHUNKS).for_each(|_| stream.chunk());
         Slice {
+            stream: cost(CHUNKS, || stream.chunk()) / (CHUNK / 1024) as f64,
+            speed: stream.speed(),
             packet: cost(PACKETS, || self.packet()),
             round_trip: cost(PACKETS / 2, || self.round_trip()),
-            stream: cost(CHUNKS, || self.chunk()) / (CHUNK / 1024) as f64,
-            speed: self.speed(),
         }
     }
 
@@ -92,10 +105,19 @@ impl Flow {
         server.send(&[0; SMALL]).unwrap();
         uninterrupted(|| client.recv(&mut [0; SMALL])).unwrap();
     }
+}
 
+/// A connection of one slice. What the kernel has learnt of a connection, how much may be under way above all, it keeps as long
+/// as that lasts: one that lasted for a whole run would be faster or slower than another world's by chance, all the time.
+struct Stream<'c> {
+    ends: (TcpStream, TcpStream),
+    chunks: &'c mut (Vec<u8>, Vec<u8>),
+}
+
+impl Stream<'_> {
     /// Sends and receives a chunk.
     fn chunk(&mut self) {
-        let ((client, server), (data, buffer)) = (&mut self.tcp, &mut self.chunks);
+        let ((client, server), (data, buffer)) = (&mut self.ends, &mut *self.chunks);
         let mut sent = 0;
         client.set_nonblocking(true).unwrap();
         while sent < CHUNK {
@@ -111,15 +133,18 @@ impl Flow {
         client.set_nonblocking(false).unwrap();
     }
 
-    /// How fast a stream is whose ends are two threads.
+    /// How fast it is with its ends on two processors.
     fn speed(&mut self) -> f64 {
-        let ((client, server), (data, buffer)) = (&mut self.tcp, &mut self.chunks);
+        let ((client, server), (data, buffer)) = (&mut self.ends, &mut *self.chunks);
         let bytes = CHUNK as u64 * u64::from(FAST_CHUNKS);
         // It has to be under way already.
         client.write_all(data).unwrap();
         let begin = Instant::now();
         thread::scope(|scope| {
-            scope.spawn(|| (0..FAST_CHUNKS).for_each(|_| client.write_all(data).unwrap()));
+            scope.spawn(|| {
+                stay_on(Seat::Writer);
+                (0..FAST_CHUNKS).for_each(|_| client.write_all(data).unwrap());
+            });
             let mut left = bytes as usize + CHUNK;
             while left > 0 {
                 left -= server.read(&mut buffer[..CHUNK.min(left)]).unwrap();
@@ -141,4 +166,30 @@ fn cost(count: u32, mut one: impl FnMut()) -> f64 {
 /// The CPU time of this thread so far, and of the kernel on its behalf.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+/// Where a thread is kept, in all worlds alike: where the scheduler puts it decides more about a stream's speed than any table.
+#[derive(Clone, Copy)]
+pub(crate) enum Seat {
+    /// The first processor: whoever reads, and whoever does both.
+    Reader,
+    /// The last one.
+    Writer,
+}
+
+/// Keeps the calling thread, and those that it makes, on a processor.
+pub(crate) fn stay_on(seat: Seat) {
+    static SEATS: OnceLock<[usize; 2]> = OnceLock::new();
+    let [reader, writer] = *SEATS.get_or_init(|| {
+        let allowed = sched_getaffinity(None).unwrap();
+        let mut all = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        let first = all.next().unwrap();
+        [first, all.next_back().unwrap_or(first)]
+    });
+    let mut only = CpuSet::new();
+    only.set(match seat {
+        Seat::Reader => reader,
+        Seat::Writer => writer,
+    });
+    sched_setaffinity(None, &only).unwrap();
 }

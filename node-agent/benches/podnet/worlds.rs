@@ -12,6 +12,8 @@ use crate::world::{Namespace, Pod, addresses};
 pub(crate) enum Kind {
     /// The reference plugin of this name, routes between its nodes, and connection tracking.
     Reference(&'static str),
+    /// The same as [`PTP`] in everything: what its ratio is away from 1 is chance.
+    Control,
     /// The agent in this mode, with these of its tables left.
     Moat(&'static str, Tables),
 }
@@ -31,8 +33,9 @@ pub(crate) const PTP: Kind = Kind::Reference("ptp");
 pub(crate) const ROUTED: Kind = Kind::Moat("routed", Tables::Track);
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 7] = [
+    pub(crate) const ALL: [Kind; 8] = [
         PTP,
+        Kind::Control,
         Kind::Reference("bridge"),
         ROUTED,
         Kind::Moat("routed", Tables::Guard),
@@ -42,7 +45,7 @@ impl Kind {
     ];
 
     pub(crate) fn is_reference(&self) -> bool {
-        matches!(self, Kind::Reference(_))
+        matches!(self, Kind::Reference(_) | Kind::Control)
     }
 
     pub(crate) fn is_tunnel(&self) -> bool {
@@ -54,6 +57,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Kind::Reference(plugin) => format!("{plugin}, conntrack only"),
+            Kind::Control => "ptp, once more".to_owned(),
             Kind::Moat(mode, Tables::Track) => format!("moat {mode}, conntrack only"),
             Kind::Moat(mode, Tables::Guard) => format!("moat {mode}, and anti-spoofing"),
             Kind::Moat(mode, Tables::All) => format!("moat {mode}, all, and policy"),
@@ -104,6 +108,7 @@ impl World {
         let spaces = linked();
         let (nodes, pods) = match kind {
             Kind::Reference(plugin) => reference(plugin, spaces),
+            Kind::Control => reference("ptp", spaces),
             Kind::Moat(mode, tables) => moat(mode, tables, spaces),
         };
         let world = Self { kind, pods, nodes };
