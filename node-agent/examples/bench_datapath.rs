@@ -24,7 +24,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::sync::Arc;
 use std::time::Duration;
 
-use moat_agent::dataplane::{Config, Dataplane, Inside, LayoutConfig, LocalPod, Senders, Update};
+use moat_agent::dataplane::{Config, Dataplane, HostPorts, Inside, LayoutConfig, LocalPod, Senders, Update};
+use moat_cni::port::{HostPort, Transport};
 use moat_policies::{
     Cluster, Labels, NamespacedName, NetworkPolicy, Node, Object, Peer, Peers, Pod, PortMatch, PortRef,
     Ports, Protocol, Rule, Selector,
@@ -55,6 +56,8 @@ enum Tables {
     Plain(u32),
     /// All that moat loads for so many policies that select the server.
     Policies(u32),
+    /// The same for one policy, where a port of the node leads to the server.
+    HostPort,
     /// Connection tracking, and a file for `nft -f`.
     File(&'static str),
 }
@@ -100,6 +103,7 @@ fn main() {
         World::new("conntrack, and a chain for NAT", Tables::TrackNat),
         World::new("1 policy, no NAT", Tables::Plain(1)),
         World::new("1 policy", Tables::Policies(1)),
+        World::new("1 policy, and a host port", Tables::HostPort),
         World::new(MOST, Tables::Policies(1000)),
     ];
     worlds.extend(others.into_iter().map(|file| World::new(file, Tables::File(file))));
@@ -168,7 +172,7 @@ impl World {
             Tables::TrackGuard | Tables::TrackNat => {
                 // Without an owner, so that the table with the verdicts can be taken away and that with the
                 // anti-spoofing stay.
-                drop(load(&node, 0, false, true));
+                drop(load(&node, 0, false, true, HostPorts::default()));
                 node.command("nft delete table inet moat; delete table inet moat-net");
                 track(&node);
                 if tables == Tables::TrackNat {
@@ -183,8 +187,9 @@ impl World {
                 node.command(&format!("nft -f {file}"));
                 None
             }
-            Tables::Plain(count) => Some(load(&node, count, true, false)),
-            Tables::Policies(count) => Some(load(&node, count, true, true)),
+            Tables::Plain(count) => Some(load(&node, count, true, false, HostPorts::default())),
+            Tables::Policies(count) => Some(load(&node, count, true, true, HostPorts::default())),
+            Tables::HostPort => Some(load(&node, 1, true, true, host_port())),
         };
         let listener = server.run(|| TcpListener::bind((SERVER.0, PORT)).expect("listens"));
         let udp = pair(&client, &server, CLIENT.0.into(), SERVER.0.into());
@@ -318,9 +323,15 @@ fn plug(node: &Space, pod: &Space, ifname: &str, (v4, v6, n): (Ipv4Addr, Ipv6Add
     node.ip(&format!("-6 neigh replace {v6} lladdr {mac} dev {ifname} nud permanent"));
 }
 
+/// A port of the node that leads to the server. Nobody in the benchmark goes by it.
+fn host_port() -> HostPorts {
+    let port = HostPort { protocol: Transport::Tcp, host_port: 8080, host_ip: None, port: PORT };
+    HostPorts::of([(&port, SERVER.0.into()), (&port, SERVER.1.into())])
+}
+
 /// Loads what moat loads for so many policies that select the server, each letting in ten peers of its own on the
 /// measured port; the client is among the last one's.
-fn load(node: &Space, policies: u32, owner: bool, nat: bool) -> Dataplane {
+fn load(node: &Space, policies: u32, owner: bool, nat: bool, ports: HostPorts) -> Dataplane {
     let about = |name: &str, host: u8, cidrs: [&str; 2]| Node {
         name: name.into(),
         addresses: vec![IpAddr::from([192, 168, 0, host])],
@@ -382,7 +393,8 @@ fn load(node: &Space, policies: u32, owner: bool, nat: bool) -> Dataplane {
     ]);
     let (senders, inside) = (Senders::of(&here, &others), Inside::of(&here, &others, &[]));
     let (senders, inside) = (Some(senders), Some(inside));
-    let update = Update { policy: cluster.state("node"), pods, senders, inside, ..Update::default() };
+    let policy = cluster.state("node");
+    let update = Update { policy, pods, senders, inside, host_ports: Some(ports), ..Update::default() };
     // All that the agent loads: by default it masquerades, there may be a tunnel, and ports of the node may lead to pods.
     let layout = LayoutConfig { tunnel: true, masquerade: nat, host_ports: nat, ..LayoutConfig::default() };
     let config = Config { owner, layout, ..Config::default() };
@@ -399,12 +411,14 @@ fn report(worlds: &[World]) {
     let bare = find("conntrack only, no anti-spoofing");
     let (guarded, nat) = (find("conntrack only"), find("conntrack, and a chain for NAT"));
     let (plain, one, many) = (find("1 policy, no NAT"), find("1 policy"), find(MOST));
+    let ported = find("1 policy, and a host port");
     println!();
     ratio("new connections, 1,000 policies : 1 policy", &one.connections, &many.connections, 0.97);
     for (base, other, what) in [
         (guarded, plain, "no NAT : conntrack only"),
         (nat, one, "1 policy : conntrack and NAT"),
         (nat, many, "1,000 policies : conntrack and NAT"),
+        (nat, ported, "and a host port : conntrack and NAT"),
         (guarded, one, "NAT and all : conntrack only"),
     ] {
         ratio(&format!("new connections, {what}"), &base.connections, &other.connections, 0.97);
