@@ -24,6 +24,8 @@ const MAGIC: &[u8; 8] = b"moatsuit";
 pub(crate) const QUESTION: usize = 24;
 /// Octets of an answer.
 pub(crate) const ANSWER: usize = QUESTION + 24;
+/// Octets that a socket keeps of what has come and was not read, with what the kernel counts for each datagram.
+const ROOM: usize = 8 << 20;
 
 /// A packet of ours: whose, and which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +131,7 @@ impl Echo {
             let (tcp, udp) = (TcpListener::bind(all)?, UdpSocket::bind(all)?);
             tcp.set_nonblocking(true)?;
             udp.set_nonblocking(true)?;
+            patient(&udp)?;
             Ok((tcp, udp))
         };
         let sockets = network.run(|| {
@@ -151,6 +154,12 @@ impl Echo {
     pub(crate) fn arrived(&self, id: u64) -> Option<Arrived> {
         self.record.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
+}
+
+/// Makes room for some seconds of datagrams, beyond what the machine allows others: who asks and answers may be kept waiting on a busy
+/// machine, and what is lost meanwhile for want of room was not lost on its way.
+pub(super) fn patient(socket: &UdpSocket) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, ROOM)?)
 }
 
 async fn udp(socket: tokio::net::UdpSocket, by: u64, record: Record) {

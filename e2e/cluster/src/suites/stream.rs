@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::echo::{ANSWER, Answer, Question};
+use super::echo::{ANSWER, Answer, Question, patient};
 use super::probe::{Protocol, fresh_id};
 use crate::network::Network;
 
@@ -126,6 +126,7 @@ impl Wire {
                 let socket = UdpSocket::bind((any, 0))?;
                 socket.connect(to)?;
                 socket.set_nonblocking(true)?;
+                patient(&socket)?;
                 Wire::Udp(socket)
             }
             Protocol::Tcp => {
