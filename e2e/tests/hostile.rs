@@ -71,6 +71,16 @@ fn ipv6_alone() {
     as_expected(&["--ipv6", "--joined", "strict-router", NO_FLOOD], &["IPv6"]);
 }
 
+/// A slip in a word is no table that is as expected.
+#[test]
+fn a_word_that_no_row_contains_is_an_error() {
+    let flags = ["lab", "hostile", "--ipv4", NO_FLOOD, "--only", "fragmants"];
+    let output = common::moat().args(flags).output().unwrap();
+    let said = common::stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("contains \"fragmants\""), "{said}");
+}
+
 /// What would be wrong if nobody watched over the pods is seen to be wrong.
 #[test]
 fn without_moats_tables_rows_differ() {

@@ -80,6 +80,12 @@ pub(crate) async fn run(
         done.extend(rows);
         notes.extend(note);
     }
+    // A word that nothing contains is a slip, and not a table that is as expected.
+    if let Some(part) = options.only.as_ref().filter(|_| done.is_empty() && notes.is_empty()) {
+        return Err(LabError::Told(format!(
+            "no row's group or text contains {part:?}: leave --only out to see all"
+        )));
+    }
     Ok(HostileReport { topology: lab.options.joined.to_string(), rows: done, notes })
 }
 
