@@ -58,6 +58,11 @@ impl Concern {
         self.moved.contains(&source) || self.moved.contains(&destination)
     }
 
+    /// Those of it who have moved.
+    pub(crate) fn the_moved(&self) -> Self {
+        Self::moved(self.moved.iter().copied())
+    }
+
     /// The same, without those who have moved.
     pub fn others(mut self) -> Self {
         self.moved.clear();
@@ -115,6 +120,7 @@ mod tests {
         let mut concern = Concern::moved([address(1)]);
         concern.merge(Concern::all());
         assert!(concern.has_moved(address(9), address(1)) && !concern.has_moved(address(9), address(2)));
+        assert!(concern.the_moved() == Concern::moved([address(1)]));
         assert!(!concern.others().has_moved(address(9), address(1)));
     }
 }

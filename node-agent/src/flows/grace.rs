@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use rustix::thread::{MembarrierCommand, membarrier};
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::dataplane::Concern;
@@ -18,13 +19,15 @@ const INSTEAD: Duration = Duration::from_millis(50);
 
 /// A thread that waits, so that looks need not.
 #[derive(Debug)]
-pub(super) struct Grace(Sender<Concern>);
+pub(super) struct Grace(Sender<Through>);
 
 /// Packets are through that were under way when somebody asked.
 #[derive(Debug)]
 pub(super) struct Through {
     /// Whose connections they may have begun.
     pub(super) concern: Concern,
+    /// Who waits for the look at them.
+    pub(super) waiting: Vec<oneshot::Sender<()>>,
     /// How many times it was asked.
     pub(super) asks: u64,
 }
@@ -33,13 +36,13 @@ impl Grace {
     /// Starts the thread. `tell` hears of what was asked about, or of several as one; it says whether anybody still wants
     /// to know.
     pub(super) fn start(tell: impl Fn(Through) -> bool + Send + 'static) -> std::io::Result<Self> {
-        let (asks, asked) = channel::<Concern>();
+        let (asks, asked) = channel::<Through>();
         std::thread::Builder::new().name("flows-grace".to_owned()).spawn(move || {
-            while let Ok(concern) = asked.recv() {
-                let mut through = Through { concern, asks: 1 };
+            while let Ok(mut through) = asked.recv() {
                 while let Ok(more) = asked.try_recv() {
-                    through.concern.merge(more);
-                    through.asks += 1;
+                    through.concern.merge(more.concern);
+                    through.waiting.extend(more.waiting);
+                    through.asks += more.asks;
                 }
                 wait();
                 if !tell(through) {
@@ -51,9 +54,9 @@ impl Grace {
     }
 
     /// Asks to be told when all packets are through that are under way now.
-    pub(super) fn ask(&self, concern: Concern) {
+    pub(super) fn ask(&self, concern: Concern, waiting: Vec<oneshot::Sender<()>>) {
         // The thread lives as long as somebody may ask.
-        let _ = self.0.send(concern);
+        let _ = self.0.send(Through { concern, waiting, asks: 1 });
     }
 }
 

@@ -8,13 +8,16 @@
 //! looks before.
 //!
 //! ```text
-//!   data plane ──commit──▶ concern ─▶ look: entries of the concerned ─▶ judge ─▶ set or clear the bit, or delete
-//!                             ▲                                                  │
-//!                             └── once more, when packets that were judged by what was in force before are through
+//!   data plane ──commit──▶ concern ── grace: packets that were judged by what was in force before are through
+//!                             │         │
+//!                             ▼         ▼
+//!                         the moved   look: entries of the concerned ─▶ judge ─▶ set or clear the bit, or delete
 //! ```
 //!
-//! An address that has moved to another pod takes no connection along: its entries are deleted, and what comes next is
-//! judged as new.
+//! Until the look is over, the tables judge packets of connections like first ones: nothing that is denied passes meanwhile.
+//!
+//! An address that has moved to another pod takes no connection along: its entries are deleted, at once, and what comes next
+//! is judged as new.
 
 mod grace;
 mod live;
@@ -221,17 +224,20 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
         };
         while let Some(event) = next {
             match event {
-                Event::Commit(commit) => {
-                    last = last.max(commit.number);
-                    if commit.concern.is_about_others() {
+                Event::Commit(Commit { number, concern: of, waiting: who }) => {
+                    last = last.max(number);
+                    concern.merge(of.the_moved());
+                    if of.is_about_others() {
+                        // A look before that would miss what they begin, and another would have to follow.
                         FlowStats::count(&looker.stats.under_way, 1);
-                        grace.ask(commit.concern.clone());
+                        grace.ask(of.others(), who);
+                    } else {
+                        waiting.extend(who);
                     }
-                    concern.merge(commit.concern);
-                    waiting.extend(commit.waiting);
                 }
                 Event::Through(through) => {
-                    concern.merge(through.concern.others());
+                    concern.merge(through.concern);
+                    waiting.extend(through.waiting);
                     settled += through.asks;
                 }
                 Event::Stop => return,

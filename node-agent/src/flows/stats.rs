@@ -24,8 +24,8 @@ pub struct FlowStats {
 }
 
 impl FlowStats {
-    /// Looks at connection tracking entries: one at the start, and two for each commit, fewer where they were merged and none
-    /// where it only allows more and nothing of that was revoked.
+    /// Looks at connection tracking entries: one at the start, and one for each commit, fewer where they were merged and none
+    /// where it only allows more and nothing of that was revoked; one more where addresses have moved.
     pub fn looks(&self) -> u64 {
         self.looks.load(Ordering::Relaxed)
     }
@@ -55,7 +55,7 @@ impl FlowStats {
         self.forgotten.load(Ordering::Relaxed)
     }
 
-    /// Commits whose second look, for the packets that were under way, is still to come. 0 when all is settled.
+    /// Commits whose look is still to come, or not over. 0 when all is settled.
     pub fn under_way(&self) -> u64 {
         self.under_way.load(Ordering::Relaxed)
     }
@@ -87,7 +87,7 @@ impl Collector for FlowNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = &self.0;
         let counters = [
-            ("flows_looks", "Looks at connections: one at the start, two for a commit", stats.looks()),
+            ("flows_looks", "Looks at connections: one at the start, one or two for a commit", stats.looks()),
             ("flows_look_failures", "Looks that failed and were tried again", stats.failures()),
             ("flows_seen", "Connections that were looked at", stats.seen()),
             ("flows_cut", "Connections that were revoked because policy denies them now", stats.cut()),

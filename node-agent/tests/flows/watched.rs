@@ -123,11 +123,11 @@ impl Watched {
         if family.is_ipv4() { self.v4(pod) } else { self.v6(pod) }
     }
 
-    /// Waits until packets that were under way at the last commit have been looked after, too.
+    /// Waits until the last commit's look is over.
     pub(crate) fn settle(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.flows().stats().under_way() > 0 {
-            assert!(Instant::now() < deadline, "no second look");
+            assert!(Instant::now() < deadline, "no look");
             std::thread::yield_now();
         }
     }
