@@ -10,11 +10,17 @@ use tracing::warn;
 
 use crate::authority::Lifetimes;
 use crate::authority::files::{Files, FilesError};
-use crate::authority::keeper::{Keeper, KeeperError};
+use crate::authority::keeper::Keeper;
 use crate::authority::leaf::Shown;
 use crate::listen::{Listen, ListenError, Listener};
 use crate::tls;
 use crate::tokens::{Account, Tokens};
+
+/// The namespace of everything that is moat's, where nothing else is said.
+pub const NAMESPACE: &str = "moat-system";
+
+/// How long a stream goes on before its token is looked at again, where nothing else is said.
+pub const RECHECK: Duration = Duration::from_secs(600);
 
 /// How long after a failure the CA is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -110,6 +116,20 @@ impl Gate {
 }
 
 impl Entrance {
+    /// At this address, and in everything else as where nothing is said.
+    pub fn at(listen: Listen) -> Self {
+        Self {
+            listen,
+            insecure_plaintext: false,
+            insecure_any_agent: false,
+            files: None,
+            namespace: NAMESPACE.to_owned(),
+            account: Account::default(),
+            token_recheck: RECHECK,
+            lifetimes: Lifetimes::default(),
+        }
+    }
+
     fn rules(&self, api_server: bool) -> Result<Rules, EntranceError> {
         let Listen::Tcp(address) = &self.listen else {
             // Whoever may open the socket is of this user.
@@ -139,10 +159,10 @@ impl Entrance {
     pub async fn prepare(
         &self,
         client: Option<kube::Client>,
+        shown: Shown,
         stop: &CancellationToken,
     ) -> Result<Gate, EntranceError> {
         let rules = self.rules(client.is_some())?;
-        let shown = Shown::default();
         let work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = match (rules.shown, &client) {
             (Known::Files(files), _) => {
                 shown.put(files.read()?);
@@ -167,8 +187,7 @@ impl Entrance {
 /// There is nothing to show before there is a CA.
 async fn first(keeper: &mut Keeper) {
     let mut said = String::new();
-    while let Err(error) = keeper.turn().await {
-        let why = format!("{:#}", anyhow::Error::new::<KeeperError>(error));
+    while let Err(why) = keeper.turn().await {
         if why != said {
             warn!("no agent is served before there is a CA: {why}");
             said = why;
@@ -182,16 +201,7 @@ mod tests {
     use super::*;
 
     fn entrance(listen: &str) -> Entrance {
-        Entrance {
-            listen: listen.parse().unwrap(),
-            insecure_plaintext: false,
-            insecure_any_agent: false,
-            files: None,
-            namespace: "moat-system".to_owned(),
-            account: "moat-system/moat-agent".parse().unwrap(),
-            token_recheck: Duration::from_secs(600),
-            lifetimes: Lifetimes::default(),
-        }
+        Entrance::at(listen.parse().unwrap())
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use moat_daemon::socket::{self, BindError};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
+use tracing::warn;
 
 /// An address for agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,13 +71,29 @@ impl Listen {
     pub async fn bind(&self) -> Result<Listener, ListenError> {
         let failed = |error| ListenError::Io(self.clone(), error);
         match self {
-            Listen::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?)),
+            Listen::Tcp(address) => {
+                let listener = match TcpListener::bind(address).await {
+                    Err(error) if let Some(other) = instead(*address, &error) => {
+                        warn!("cannot listen on {address}: {error}; listening on {other}, for IPv4 alone");
+                        TcpListener::bind(other).await
+                    }
+                    bound => bound,
+                };
+                listener.map(Listener::Tcp).map_err(failed)
+            }
             Listen::Unix(path) => socket::bind(path).map(Listener::Unix).map_err(|error| match error {
                 BindError::InUse => ListenError::InUse(path.clone()),
                 BindError::Io(error) => failed(error),
             }),
         }
     }
+}
+
+/// Where to listen in place of all addresses of both families, on a kernel that has no IPv6.
+fn instead(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let none = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    let all = address.is_ipv6() && address.ip().is_unspecified();
+    (none && all).then(|| (Ipv4Addr::UNSPECIFIED, address.port()).into())
 }
 
 #[cfg(test)]
@@ -94,6 +111,18 @@ mod tests {
         for bad in ["", "unix:", "9471", "localhost:9471"] {
             assert!(matches!(bad.parse::<Listen>(), Err(ListenError::Text(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn without_ipv6_all_addresses_are_those_of_ipv4() {
+        let without = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        let instead = |address: &str, error| instead(address.parse().unwrap(), error);
+        assert_eq!(instead("[::]:9471", &without), Some("0.0.0.0:9471".parse().unwrap()));
+        for one in ["[::1]:9471", "[2001:db8::1]:9471", "0.0.0.0:9471"] {
+            assert_eq!(instead(one, &without), None, "{one}");
+        }
+        let in_use = io::Error::from_raw_os_error(libc::EADDRINUSE);
+        assert_eq!(instead("[::]:9471", &in_use), None);
     }
 
     #[tokio::test]

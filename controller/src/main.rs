@@ -10,7 +10,7 @@ use clap::{Args, Parser};
 use moat_apiserver::Access;
 use moat_controller::authority::Lifetimes;
 use moat_controller::authority::files::Files;
-use moat_controller::entrance::Entrance;
+use moat_controller::entrance::{self, Entrance};
 use moat_controller::listen::Listen;
 use moat_controller::run::{self, Options};
 use moat_controller::source::Source;
@@ -71,10 +71,10 @@ struct EntranceArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Namespace of the controllers' Service, and of the Secret and the ConfigMap of their CA
-    #[arg(long, value_name = "NAMESPACE", default_value = "moat-system")]
+    #[arg(long, value_name = "NAMESPACE", default_value = entrance::NAMESPACE)]
     namespace: String,
     /// The ServiceAccount whose tokens agents show
-    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "moat-system/moat-agent")]
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value_t = Account::default())]
     agent_account: Account,
     /// Serve in clear text at any address. Whoever reaches it can then read every node's policy and speak for every node
     #[arg(long)]
@@ -83,7 +83,7 @@ struct EntranceArgs {
     #[arg(long)]
     insecure_any_agent: bool,
     /// How long a stream goes on before its token is looked at again, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = entrance::RECHECK.as_secs(), hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     token_recheck: u64,
     /// How long a CA is valid, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Lifetimes::default().ca.as_secs(), hide = true)]
@@ -116,6 +116,9 @@ impl EntranceArgs {
     }
 }
 
+/// What the log leaves out that kube says of every request that fails: we say once what that means, and again when it is over.
+const QUIET: &str = "kube_client::client=off,kube_client::client::tls=warn";
+
 fn main() -> ExitCode {
     match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,7 +130,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    cli.log_format.begin();
+    cli.log_format.begin(QUIET);
     process::run(|stop| async move {
         let options = Options {
             source: source(cli.in_cluster, cli.kubeconfig, cli.context, cli.manifests, cli.pod_status)

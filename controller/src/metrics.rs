@@ -1,6 +1,7 @@
 //! The controller's numbers, in OpenMetrics.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use moat_apiserver::{KindState, State};
 use prometheus_client::collector::Collector;
@@ -12,6 +13,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use crate::authority::leaf::Shown;
 use crate::index::Index;
 use crate::tokens::Refusal;
 
@@ -47,8 +49,8 @@ struct Why {
 pub const PROTOCOL: [&str; 2] = ["hello", "level"];
 
 impl Metrics {
-    /// The numbers of this index, and of what is done with it.
-    pub fn new(index: Arc<Mutex<Index>>, source: Option<watch::Receiver<State>>) -> Self {
+    /// The numbers of this index, of what is done with it, and of what agents are shown.
+    pub fn new(index: Arc<Mutex<Index>>, source: Option<watch::Receiver<State>>, shown: Shown) -> Self {
         let mut registry = Registry::with_prefix("moat_controller");
         let mut counter = |name, help| {
             let counter = Counter::default();
@@ -80,6 +82,7 @@ impl Metrics {
             drop(refused.get_or_create(&Why { reason }));
         }
         registry.register_collector(Box::new(Agents(index)));
+        registry.register_collector(Box::new(Certificates(shown)));
         source.into_iter().for_each(|source| registry.register_collector(Box::new(ApiServer(source))));
         Self {
             registry,
@@ -133,6 +136,35 @@ impl Collector for Agents {
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Until when what is valid, where there is one.
+#[derive(Debug)]
+struct Certificates(Shown);
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let standing = self.0.standing();
+        let gauges = [
+            (
+                "certificate_expires_timestamp_seconds",
+                "Until when the certificate is valid that agents are shown",
+                standing.certificate,
+            ),
+            (
+                "ca_expires_timestamp_seconds",
+                "Until when the controllers' CA is valid that signs such certificates",
+                standing.authority,
+            ),
+        ];
+        for (name, help, until) in gauges {
+            let Some(until) = until else { continue };
+            let since = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let gauge = ConstGauge::new(number(since.as_secs()));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         Ok(())

@@ -97,8 +97,13 @@ fn endpoints(slices: &[EndpointSlice]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http;
     use k8s_openapi::api::core::v1::ObjectReference;
     use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
+    use kube::client::Body;
 
     use super::*;
 
@@ -135,5 +140,93 @@ mod tests {
             "https://[2001:db8::5]:9471",
         ];
         assert_eq!(endpoints(&[slice(9471, v6), slice(9471, v4)]), expected);
+    }
+
+    #[test]
+    fn what_names_no_replica_is_passed_over() {
+        let one = || endpoint("192.0.2.1", "a", Some(true), Some(true));
+        let expected = ["https://192.0.2.1:9471"];
+        // A pod that moves from one slice to another is in both for a moment.
+        assert_eq!(endpoints(&[slice(9471, vec![one()]), slice(9471, vec![one()])]), expected);
+        // Without a pod the address tells replicas apart.
+        let nobodys = || Endpoint { target_ref: None, ..one() };
+        assert_eq!(endpoints(&[slice(9471, vec![nobodys(), nobodys()])]), expected);
+        let odd = [
+            Endpoint { addresses: Vec::new(), ..one() },
+            endpoint("controller.example.com", "b", Some(true), Some(true)),
+        ];
+        assert_eq!(endpoints(&[slice(9471, odd.into())]), Vec::<String>::new());
+        assert_eq!(endpoints(&[slice(-1, vec![one()])]), Vec::<String>::new());
+        assert_eq!(
+            endpoints(&[EndpointSlice { ports: None, ..slice(0, vec![one()]) }]),
+            Vec::<String>::new()
+        );
+        assert_eq!(endpoints(&[]), Vec::<String>::new());
+    }
+
+    /// What an API server has of EndpointSlices; `None`: it is away. Each watch ends at once, as if something had changed.
+    #[derive(Clone, Default)]
+    struct Stored(Arc<Mutex<(Option<Vec<EndpointSlice>>, u32)>>);
+
+    impl Stored {
+        fn client(&self) -> Client {
+            let stored = self.clone();
+            Client::new(
+                tower::service_fn(move |request: http::Request<Body>| {
+                    let mut stored = stored.0.lock().unwrap();
+                    stored.1 += 1;
+                    let watch = request.uri().query().unwrap_or_default().contains("watch=true");
+                    let list = stored.0.as_ref().map(|items| {
+                        serde_json::json!({"metadata": {"resourceVersion": stored.1.to_string()}, "items": items})
+                    });
+                    let answer = list.ok_or(io::Error::from(io::ErrorKind::ConnectionRefused)).map(|list| {
+                        let text = if watch { String::new() } else { list.to_string() };
+                        http::Response::new(Body::from(text.into_bytes()))
+                    });
+                    std::future::ready(answer)
+                }),
+                "moat-system",
+            )
+        }
+
+        /// It is so from now on. Waits until that has been asked for.
+        async fn put(&self, slices: Option<Vec<EndpointSlice>>) {
+            let asked = {
+                let mut stored = self.0.lock().unwrap();
+                stored.0 = slices;
+                stored.1
+            };
+            while self.0.lock().unwrap().1 < asked + 4 {
+                time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_and_goes_is_told_and_who_is_known_stays_while_nobody_can_say() {
+        let all = |all: &[(&str, bool)]| {
+            let one =
+                |(address, ready): &(&str, bool)| endpoint(address, address, Some(*ready), Some(*ready));
+            Some(vec![slice(9471, all.iter().map(one).collect())])
+        };
+        let stored = Stored::default();
+        let (tell, told) = watch::channel(None);
+        tokio::spawn(follow(stored.client(), "moat-system".to_owned(), tell));
+        let told = || told.borrow().clone().map(|told| told.join(" "));
+        stored.put(None).await;
+        assert_eq!(told(), None, "nobody has said yet that there are none");
+        let (one, two) = ("https://192.0.2.1:9471", "https://192.0.2.2:9471");
+        stored.put(all(&[("192.0.2.1", true)])).await;
+        assert_eq!(told().unwrap(), one);
+        stored.put(all(&[("192.0.2.1", true), ("192.0.2.2", false)])).await;
+        assert_eq!(told().unwrap(), one, "one that is not ready");
+        stored.put(all(&[("192.0.2.1", true), ("192.0.2.2", true)])).await;
+        assert_eq!(told().unwrap(), format!("{one} {two}"));
+        stored.put(None).await;
+        assert_eq!(told().unwrap(), format!("{one} {two}"), "the API server is away");
+        stored.put(all(&[("192.0.2.2", true)])).await;
+        assert_eq!(told().unwrap(), two, "one that has gone");
+        stored.put(Some(Vec::new())).await;
+        assert_eq!(told().unwrap(), "", "the Service has none");
     }
 }

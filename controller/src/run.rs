@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::authority::leaf::Shown;
 use crate::entrance::Entrance;
 use crate::events::Events;
 use crate::http::{self, Pages};
@@ -43,9 +44,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     options.entrance.check(client.is_some())?;
     let index = Arc::new(Mutex::new(Index::new(options.limits)));
     let mut source = options.source.begin()?;
-    let metrics = Arc::new(Metrics::new(index.clone(), source.states()));
+    let shown = Shown::default();
+    let metrics = Arc::new(Metrics::new(index.clone(), source.states(), shown.clone()));
     let (tell, reading) = watch::channel(http::Reading::default());
-    let pages = Pages { reading, source: source.states(), index: index.clone(), metrics: metrics.clone() };
+    let pages = Pages {
+        reading,
+        source: source.states(),
+        index: index.clone(),
+        metrics: metrics.clone(),
+        shown: shown.clone(),
+    };
     let mut http = tokio::spawn(http::serve(options.http, pages, stop.clone()));
     let name = name();
     let events = Events::default();
@@ -85,7 +93,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         }
     };
 
-    let gate = options.entrance.prepare(client.clone(), &stop).await?;
+    let gate = options.entrance.prepare(client.clone(), shown, &stop).await?;
     // Nobody is listened to before all objects are there: half of them would be another policy.
     while tell.borrow().taken.is_none() {
         tokio::select! {

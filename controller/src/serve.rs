@@ -43,6 +43,9 @@ const ALIVE: Duration = Duration::from_secs(10);
 /// How long news may wait that no packet depends on yet.
 const UNPRESSING: Duration = Duration::from_secs(1);
 
+/// In how many parts those who wait for it are told within that time.
+const PARTS: u32 = 50;
+
 /// What all connections work on. Cheap to clone.
 #[derive(Clone)]
 pub struct Serve {
@@ -140,11 +143,11 @@ impl Serve {
     }
 
     async fn flush(&self) {
-        let mut ticks = time::interval(UNPRESSING);
+        let mut ticks = time::interval(UNPRESSING / PARTS);
         ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        loop {
+        for turn in 0u64.. {
             ticks.tick().await;
-            self.index().flush();
+            self.index().flush(turn, PARTS.into());
         }
     }
 
@@ -374,12 +377,13 @@ mod tests {
     use moat_policies::Limits;
 
     use super::*;
+    use crate::authority::leaf::Shown;
 
     /// What there is to be told is names, and they become more for as long as somebody does not read.
     #[tokio::test]
     async fn who_does_not_read_is_not_served_for_ever() {
         let index = Arc::new(Mutex::new(Index::new(Limits::default())));
-        let metrics = Arc::new(Metrics::new(index.clone(), None));
+        let metrics = Arc::new(Metrics::new(index.clone(), None, Shown::default()));
         let serve = Serve::new(index.clone(), metrics, "test".into(), CancellationToken::new());
         let serve = Serve { unread: Duration::from_millis(50), ..serve };
         let (node, held) = ("n1".into(), Told::default().held());

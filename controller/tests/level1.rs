@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use level1::policies_client::PoliciesClient;
 use level1::{from_agent, from_controller};
 use moat_api::{Change, Hello, LEVEL, Told, wire};
+use moat_controller::authority::leaf::Shown;
 use moat_controller::index::Index;
 use moat_controller::listen::Listen;
 use moat_controller::metrics::Metrics;
@@ -143,7 +144,7 @@ async fn an_agent_of_level_1_is_told_all_of_its_policy() {
     let index = Arc::new(Mutex::new(Index::new(Limits::default())));
     read(&index, objects(CLUSTER));
     let stop = CancellationToken::new();
-    let metrics = Arc::new(Metrics::new(index.clone(), None));
+    let metrics = Arc::new(Metrics::new(index.clone(), None, Shown::default()));
     let (_others, replicas) = watch::channel(Some(vec!["unix:/nowhere".to_owned()]));
     let serve = Serve::new(index.clone(), metrics, "one".into(), stop.clone()).beside(replicas);
     let listener = Listen::Unix(socket.clone()).bind().await.unwrap();

@@ -18,10 +18,12 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// From now on, the log goes to standard error.
-    pub fn begin(self) {
-        let filter =
-            EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    /// From now on, the log goes to standard error. `directives` are as in RUST_LOG, which is stronger.
+    pub fn begin(self, directives: &str) {
+        let asked = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+        let filter = EnvFilter::builder()
+            .with_default_directive(tracing::Level::INFO.into())
+            .parse_lossy(format!("{directives},{asked}"));
         let terminal = std::io::stderr().is_terminal();
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self {

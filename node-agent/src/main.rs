@@ -226,7 +226,7 @@ fn stop_guard(run_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn run_agent(args: RunArgs) -> anyhow::Result<()> {
-    args.log_format.begin();
+    args.log_format.begin("");
     let options = Options {
         node: args.source.node.clone(),
         source: args.source.source(),

@@ -1,7 +1,8 @@
 //! An agent without a kernel: it keeps what it is told, and says at once that it is in force.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,11 +15,17 @@ use moat_policies::{NamespacedName, SetChange};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use crate::Seen;
+use crate::api_server::ApiServer;
 use crate::cluster::{Shape, node_name, pod_name, uid};
 
-/// How long a real agent waits at first, and at most, before it connects again.
+/// What the controller's certificate is for.
+const CONTROLLER: &str = "moat-controller.moat-system.svc";
+
+/// How long a real agent waits at first, and at most, before it connects again; shortened by up to a half.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// One agent's end for who says what happens on its node.
@@ -29,6 +36,8 @@ pub(crate) struct Agent {
 struct Running {
     shape: Shape,
     node: usize,
+    api: Arc<ApiServer>,
+    token: String,
     seen: Arc<Seen>,
     told: Told,
     /// How often pods of this node have moved.
@@ -37,9 +46,17 @@ struct Running {
 }
 
 impl Agent {
-    pub(crate) fn start(shape: Shape, node: usize, controller: SocketAddr, seen: Arc<Seen>) -> Self {
+    pub(crate) fn start(
+        shape: Shape,
+        node: usize,
+        controller: SocketAddr,
+        api: Arc<ApiServer>,
+        seen: Arc<Seen>,
+    ) -> Self {
         let (moves, orders) = mpsc::unbounded_channel();
-        let running = Running { shape, node, seen, told: Told::default(), moves: HashMap::new(), number: 0 };
+        let (told, moves_so_far) = (Told::default(), HashMap::new());
+        let token = api.token(node);
+        let running = Running { shape, node, api, token, seen, told, moves: moves_so_far, number: 0 };
         tokio::spawn(running.run(controller, orders));
         Self { moves }
     }
@@ -57,8 +74,12 @@ impl Running {
             let began = Instant::now();
             // Whatever it is: the controller is not there, or not any more.
             let _ = self.follow(controller, &mut orders).await;
-            pause = if began.elapsed() > PAUSE.1 { PAUSE.0 } else { (2 * pause).min(PAUSE.1) };
-            sleep(pause).await;
+            if began.elapsed() > PAUSE.1 {
+                pause = PAUSE.0;
+            }
+            let share = RandomState::new().hash_one(self.node) % 1024;
+            sleep(pause.mul_f64(0.5 + share as f64 / 2048.0)).await;
+            pause = (2 * pause).min(PAUSE.1);
         }
     }
 
@@ -67,7 +88,13 @@ impl Running {
         controller: SocketAddr,
         orders: &mut mpsc::UnboundedReceiver<usize>,
     ) -> Result<()> {
-        let client = PoliciesClient::connect(format!("http://{controller}")).await?;
+        let ca = Certificate::from_pem(self.api.bundle());
+        let tls = ClientTlsConfig::new().domain_name(CONTROLLER).ca_certificate(ca);
+        // As many as agents have of their own: who has shown nothing yet may have few connections from one.
+        let own = Ipv4Addr::from(Ipv4Addr::new(127, 1, 0, 1).to_bits() + self.node as u32);
+        let endpoint = Endpoint::from_shared(format!("https://{controller}"))?.tls_config(tls)?;
+        let endpoint = endpoint.local_address(Some(own.into()));
+        let client = PoliciesClient::new(endpoint.connect().await?);
         let mut client = client.max_decoding_message_size(LARGEST_FROM_CONTROLLER);
         let (to, outgoing) = mpsc::channel(16);
         let say = async |what: from_agent::What| to.send(wire::FromAgent { what: Some(what) }).await;
@@ -80,7 +107,9 @@ impl Running {
             life: "".into(),
         };
         say(from_agent::What::Hello((&hello).into())).await?;
-        let mut incoming = client.follow(ReceiverStream::new(outgoing)).await?.into_inner();
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        request.metadata_mut().insert("authorization", format!("Bearer {}", self.token).parse()?);
+        let mut incoming = client.follow(request).await?.into_inner();
         let all: Vec<usize> = self.shape.pods_of(self.node).collect();
         let all = self.attachments(true, &all);
         say(from_agent::What::Attachments((&all).into())).await?;

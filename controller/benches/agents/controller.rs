@@ -73,7 +73,7 @@ impl Drop for Controller {
 fn spawn(kubeconfig: &PathBuf, address: SocketAddr, http: SocketAddr) -> Result<Child> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_moat-controller"));
     command.arg("--kubeconfig").arg(kubeconfig);
-    command.arg(format!("--listen={address}")).arg("--insecure-plaintext").arg(format!("--http={http}"));
+    command.arg(format!("--listen={address}")).arg(format!("--http={http}"));
     command.env("RUST_LOG", "warn").stdin(Stdio::null());
     command.spawn().context("the controller starts")
 }

@@ -61,7 +61,7 @@ impl Certificate {
         Self { der, not_after }
     }
 
-    fn of_der(der: &[u8]) -> Result<Self, CertificateError> {
+    pub(crate) fn of_der(der: &[u8]) -> Result<Self, CertificateError> {
         let (_, parsed) = X509Certificate::from_der(der).map_err(|_| CertificateError::Certificate)?;
         let after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
         Ok(Self::new(der.to_vec(), SystemTime::UNIX_EPOCH + Duration::from_secs(after)))

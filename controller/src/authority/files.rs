@@ -68,10 +68,13 @@ impl Files {
             match self.read() {
                 Ok(key) => {
                     shown.put(key);
+                    shown.seen_to(None);
                     info!(certificate = %self.certificate.display(), "this certificate is shown from now on");
                 }
                 Err(error) => {
-                    warn!("the certificate that was shown stays: {:#}", anyhow::Error::new(error));
+                    let why = format!("{:#}", anyhow::Error::new(error));
+                    warn!("the certificate that was shown stays: {why}");
+                    shown.seen_to(Some(why));
                 }
             }
             last = Some(now);

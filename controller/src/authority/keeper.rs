@@ -37,7 +37,7 @@ const STEPS: usize = 16;
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
-pub enum KeeperError {
+enum KeeperError {
     /// The API server does not answer, or not well.
     #[error("the API server does not let us {0}")]
     Api(&'static str, #[source] Box<kube::Error>),
@@ -103,8 +103,14 @@ impl Keeper {
         }
     }
 
-    /// Brings everything to be as it should, once: after it there is a leaf to show.
-    pub async fn turn(&mut self) -> Result<(), KeeperError> {
+    /// Brings everything to be as it should, once: after it there is a leaf to show. Says in words why it could not.
+    pub async fn turn(&mut self) -> Result<(), String> {
+        let done = self.settle().await.map_err(|why| format!("{:#}", anyhow::Error::new(why)));
+        self.shown.seen_to(done.as_ref().err().cloned());
+        done
+    }
+
+    async fn settle(&mut self) -> Result<(), KeeperError> {
         self.compare_clocks().await?;
         for _ in 0..STEPS {
             let found = self.look().await?;
@@ -136,7 +142,6 @@ impl Keeper {
                     look
                 }
                 Err(why) => {
-                    let why = format!("{:#}", anyhow::Error::new(why));
                     if said != why {
                         error!("the CA stays as it is: {why}");
                         said = why;
@@ -267,6 +272,7 @@ impl Keeper {
     /// Shows another leaf if it is time to.
     fn leaf(&mut self, found: &Found, now: SystemTime) -> Result<(), KeeperError> {
         let Some(signing) = &found.signing else { return Ok(()) };
+        self.shown.signed_until(signing.certificate().not_after());
         if self.leaf.as_ref().is_none_or(|leaf| leaf.due(&found.bundle, now)) {
             let leaf = Leaf::make(signing, &self.names, now, self.lifetimes)?;
             self.shown.put(leaf.key.clone());

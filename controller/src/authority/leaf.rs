@@ -17,12 +17,47 @@ use super::certificate::{ALWAYS, Authority, Certificate, CertificateError};
 
 /// What is shown to who connects: what was put there last. Connections that are there keep what they were shown.
 #[derive(Clone, Default)]
-pub struct Shown(Arc<RwLock<Option<Arc<CertifiedKey>>>>);
+pub struct Shown(Arc<RwLock<Showing>>);
+
+#[derive(Default)]
+struct Showing {
+    key: Option<Arc<CertifiedKey>>,
+    standing: Standing,
+}
+
+/// How it stands with what is shown, for people. Nothing of it where no certificate is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Until when the certificate is valid; `None`: there is none.
+    pub certificate: Option<SystemTime>,
+    /// Until when the CA is that signs such certificates, where it is ours.
+    pub authority: Option<SystemTime>,
+    /// What keeps it from being seen to, in words.
+    pub trouble: Option<String>,
+}
 
 impl Shown {
     /// Shows this one from now on.
     pub fn put(&self, key: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(key));
+        let certificate = key.cert.first().and_then(|der| Certificate::of_der(der).ok());
+        let mut showing = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        showing.standing.certificate = certificate.map(|certificate| certificate.not_after());
+        showing.key = Some(Arc::new(key));
+    }
+
+    /// What was signed with is valid until then.
+    pub fn signed_until(&self, not_after: SystemTime) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).standing.authority = Some(not_after);
+    }
+
+    /// What is shown was seen to, or was not, for this reason.
+    pub fn seen_to(&self, trouble: Option<String>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).standing.trouble = trouble;
+    }
+
+    /// How it stands.
+    pub fn standing(&self) -> Standing {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).standing.clone()
     }
 }
 
@@ -34,7 +69,7 @@ impl fmt::Debug for Shown {
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).key.clone()
     }
 }
 

@@ -13,6 +13,7 @@ mod agents;
 mod enforced;
 mod pending;
 mod pods;
+mod sums;
 mod waits;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,6 +31,7 @@ pub use enforced::Enforcement;
 use enforced::Enforcements;
 use pending::{Pending, Truth};
 use pods::Pods;
+use sums::Sums;
 use waits::{Announcements, Progress};
 
 /// All of it.
@@ -52,6 +54,7 @@ pub struct Index {
     /// The agent that speaks for a node.
     speaks_for: HashMap<Arc<str>, AgentId>,
     agents_so_far: u64,
+    sums: Sums,
 }
 
 /// What an agent is to be sent.
@@ -186,7 +189,9 @@ impl Index {
         let (node, life) = (hello.node.clone(), hello.life.clone());
         if !hello.announces_only {
             self.speaks_for.insert(node.clone(), id);
-            let pending = Pending::from(&hello.held, &self.cluster.state(&node), &self.truth(&node));
+            let mut sums = std::mem::take(&mut self.sums);
+            let pending = Pending::from(&hello.held, &self.truth(&node), &mut sums);
+            self.sums = sums;
             self.agents.insert(id, Agent::new(node.clone(), pending, wake.clone()));
         }
         wake.notify_one();
@@ -272,9 +277,11 @@ impl Index {
         Some(Outgoing { change: Some((revision, pending.take(&self.truth(&node)))), announced })
     }
 
-    /// Wakes those who have only been told of nothing but addresses that are others' now. To be called now and then.
-    pub fn flush(&self) {
-        for agent in self.agents.values().filter(|agent| !agent.pending.is_empty()) {
+    /// Wakes those of whom nothing is known but that addresses are others' now: in this turn of so many every one of which is to
+    /// come once now and then. All at once they would hold up what cannot wait.
+    pub fn flush(&self, turn: u64, of: u64) {
+        let due = |(id, agent): &(&AgentId, &Agent)| id.0 % of == turn % of && !agent.pending.is_empty();
+        for (_, agent) in self.agents.iter().filter(due) {
             agent.wake.notify_one();
         }
     }
@@ -336,23 +343,19 @@ impl Index {
             return BTreeSet::new();
         }
         self.revision += 1;
+        deltas.values().for_each(|delta| self.sums.change(delta));
+        if !nodes.is_empty() {
+            self.sums.change_nodes();
+        }
         let mut concerned = BTreeSet::new();
-        for (node, delta) in &deltas {
-            if let Some(id) = self.speaks_for.get(node)
-                && let Some(agent) = self.agents.get_mut(id)
-            {
-                agent.pending.policy(delta);
-                concerned.insert(*id);
-            }
-        }
-        for (node, pod) in &pods {
-            if let Some(id) = self.speaks_for.get(node)
-                && let Some(agent) = self.agents.get_mut(id)
-            {
-                agent.pending.pod(pod);
-                concerned.insert(*id);
-            }
-        }
+        let mut tell = |node: &Arc<str>, what: &dyn Fn(&mut Pending)| {
+            let Some(id) = self.speaks_for.get(node) else { return };
+            let Some(agent) = self.agents.get_mut(id) else { return };
+            what(&mut agent.pending);
+            concerned.insert(*id);
+        };
+        deltas.iter().for_each(|(node, delta)| tell(node, &|pending| pending.policy(delta)));
+        pods.iter().for_each(|(node, pod)| tell(node, &|pending| pending.pod(pod)));
         for agent in self.agents.values_mut() {
             nodes.iter().for_each(|node| agent.pending.node(node));
             agent.pending.moved(&moved);

@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use moat_api::{Change, Digest, Held, ToldPod};
 use moat_policies::{
-    Element, NamespacedName, NetworkConfig, Node, NodeDelta, NodeView, ProgramId, SetChange, SetId, SetUpdate,
+    Element, NamespacedName, NetworkConfig, Node, NodeDelta, NodeView, Program, ProgramId, SetChange, SetId,
+    SetUpdate,
 };
+
+use super::sums::Sums;
 
 /// More single changes of a set than this, and it is told whole.
 const MOST_ELEMENTS: usize = 16 << 10;
@@ -59,25 +62,33 @@ impl Truth<'_> {
 }
 
 impl Pending {
-    /// What somebody is to be told who holds something else than this state of his node.
-    pub(super) fn from(held: &Held, state: &NodeDelta, truth: &Truth<'_>) -> Self {
-        let differs = |id: &SetId, change: &SetChange| match change {
-            SetChange::Create(set) => held.sets.get(id) != Some(&Digest::of_elements(&set.elements)),
-            SetChange::Update(_) | SetChange::Delete => true,
-        };
-        let stale = held.sets.keys().filter(|id| !state.sets.contains_key(*id));
-        let sets =
-            state.sets.iter().filter(|(id, change)| differs(id, change)).map(|(id, _)| id).chain(stale);
-        let (now, before): (BTreeSet<_>, _) = (state.programs.keys().copied().collect(), &held.programs);
+    /// What somebody is to be told who holds something else than this.
+    pub(super) fn from(held: &Held, truth: &Truth<'_>, sums: &mut Sums) -> Self {
+        let pods = truth.pods();
+        let needed = pods.values().flat_map(|pod| [pod.programs.ingress, pod.programs.egress]).flatten();
+        let programs: BTreeMap<ProgramId, Arc<Program>> = needed
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .filter_map(|id| Some((id, truth.view.program(&id)?)))
+            .collect();
+        let sets: BTreeSet<SetId> = programs.values().flat_map(|program| program.sets()).collect();
+        let stale = held.sets.keys().filter(|id| !sets.contains(*id));
+        // A sum is made where there is one to compare it with: many agents begin with nothing.
+        let differs =
+            |id: &&SetId| held.sets.get(*id).is_none_or(|sum| sums.of_set(**id, &truth.view) != Some(*sum));
+        let sets = sets.iter().filter(differs).chain(stale).map(|id| (*id, Dirt::Whole)).collect();
+        let others = |id: &&ProgramId| !programs.contains_key(*id);
+        let missing = programs.keys().filter(|id| !held.programs.contains(*id));
+        let programs = missing.chain(held.programs.iter().filter(others)).copied().collect();
         let mut pending = Self {
             greet: true,
             // Short, and so always said.
             config: true,
             fingerprint: true,
-            sets: sets.map(|id| (*id, Dirt::Whole)).collect(),
-            programs: now.symmetric_difference(before).copied().collect(),
-            pods_whole: Digest::of_pods(&truth.pods()) != held.pods,
-            nodes_whole: Digest::of_nodes(truth.nodes) != held.nodes,
+            sets,
+            programs,
+            pods_whole: Digest::of_pods(&pods) != held.pods,
+            nodes_whole: sums.of_nodes(truth.nodes) != held.nodes,
             ..Self::default()
         };
         if pending.pods_whole {

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::coordination::v1::Lease;
+
 /// How long a renewal counts for the others, from when they see it.
 pub(crate) const DURATION: Duration = Duration::from_secs(15);
 /// How long it counts for the holder, from before it asks for it.
@@ -19,6 +21,16 @@ pub(crate) struct Found {
     pub(crate) version: String,
     /// `spec.holderIdentity`; `None`: it was given up.
     pub(crate) holder: Option<String>,
+}
+
+impl From<&Lease> for Found {
+    fn from(lease: &Lease) -> Self {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
+        Self {
+            version: lease.metadata.resource_version.clone().unwrap_or_default(),
+            holder: holder.filter(|holder| !holder.is_empty()),
+        }
+    }
 }
 
 /// What to do about a Lease.
@@ -122,6 +134,34 @@ mod tests {
         two.written(now);
         assert_eq!(one.look(found(2, "two"), now), Step::Leave);
         assert!(!one.holds(now) && two.holds(now));
+    }
+
+    #[test]
+    fn whatever_the_holders_clock_says_is_not_looked_at() {
+        let start = Instant::now();
+        let lease = |version: u32, renewed: &str| -> Option<Found> {
+            let spec = serde_json::json!({
+                "holderIdentity": "one", "leaseDurationSeconds": 15, "acquireTime": renewed, "renewTime": renewed,
+            });
+            let metadata = serde_json::json!({ "resourceVersion": version.to_string() });
+            let lease = serde_json::json!({ "metadata": metadata, "spec": spec });
+            Some(Found::from(&serde_json::from_value::<Lease>(lease).unwrap()))
+        };
+        let (past, future) = ("1990-01-01T00:00:00.000000Z", "2090-01-01T00:00:00.000000Z");
+        let mut two = Election::new("two".to_owned());
+        // A clock that jumps to and fro, and renewals that come as they should: nobody takes it.
+        let mut now = start;
+        for (version, renewed) in (0..).zip([past, future, past, past, future, past]) {
+            assert_eq!(two.look(lease(version, renewed), now), Step::Leave);
+            now += DURATION - Duration::from_secs(1);
+        }
+        // None of either time comes any more: it is taken as soon as any other, and no sooner.
+        for (version, renewed) in [(100, future), (101, past)] {
+            assert_eq!(two.look(lease(version, renewed), now), Step::Leave);
+            assert_eq!(two.look(lease(version, renewed), now + DURATION - PACE), Step::Leave);
+            assert_eq!(two.look(lease(version, renewed), now + DURATION), Step::Write);
+            now += 2 * DURATION;
+        }
     }
 
     #[test]

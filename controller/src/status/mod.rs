@@ -114,10 +114,7 @@ impl Status {
     ) -> Result<(), String> {
         let asked = Instant::now();
         let lease = answer(leases.get_opt(LEASE)).await?;
-        let found = lease.as_ref().map(|lease| Found {
-            version: lease.resource_version().unwrap_or_default(),
-            holder: lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty()),
-        });
+        let found = lease.as_ref().map(Found::from);
         if election.look(found, asked) == Step::Leave {
             return Ok(());
         }

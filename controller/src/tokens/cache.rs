@@ -134,6 +134,29 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_jumps_lets_nobody_in_for_longer_and_shuts_nobody_out_for_good() {
+        let (mut cache, begin) = (Cache::default(), Instant::now());
+        let (today, hour) =
+            (SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Duration::from_secs(3600));
+        cache.put("one", &good("n1"), today + hour / 4, begin);
+        let at = |cache: &Cache, after: Duration, today| cache.look("one", begin + after, today);
+        // Forward: not known any more, so the API server is asked, whose clock has not jumped.
+        assert_eq!(at(&cache, Duration::ZERO, today + hour), None);
+        // Back again: as if nothing had been.
+        assert_eq!(at(&cache, Duration::ZERO, today), Some(Known::Fresh(good("n1"))));
+        // Far back: that a token seems to be good for longer makes no answer count for longer.
+        let long_ago = SystemTime::UNIX_EPOCH;
+        assert_eq!(at(&cache, GOOD, long_ago), Some(Known::Old("n1".into())));
+        assert_eq!(at(&cache, OLD, long_ago), None);
+        // Nor does one that is refused stay so for longer.
+        cache.put("one", &Err(Refusal::Expired), today, begin);
+        for clock in [long_ago, today, today + hour] {
+            assert_eq!(at(&cache, Duration::ZERO, clock), Some(Known::Fresh(Err(Refusal::Expired))));
+            assert_eq!(at(&cache, BAD, clock), None);
+        }
+    }
+
+    #[test]
     fn it_holds_so_much_and_bad_ones_push_out_no_good_ones() {
         let (mut cache, begin) = (Cache::default(), Instant::now());
         cache.put("mine", &good("n1"), end(), begin);

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time;
 use tonic::metadata::MetadataMap;
 
+use crate::entrance::NAMESPACE;
 use cache::{Cache, Known};
 
 /// How long the API server may take over one review, and how long one may wait for its turn.
@@ -133,6 +134,13 @@ pub struct Account {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not NAMESPACE/NAME of a ServiceAccount")]
 pub struct AccountError(String);
+
+impl Default for Account {
+    /// The one of deploy/base.
+    fn default() -> Self {
+        Self { namespace: NAMESPACE.to_owned(), name: "moat-agent".to_owned() }
+    }
+}
 
 impl std::str::FromStr for Account {
     type Err = AccountError;

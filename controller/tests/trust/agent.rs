@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use moat_api::wire::policies_client::PoliciesClient;
 use moat_api::wire::{self, from_agent, from_controller};
 use moat_api::{Change, Hello, LEVEL, Told};
-use moat_controller::authority::Lifetimes;
+use moat_controller::authority::leaf::Shown;
 use moat_controller::entrance::Entrance;
 use moat_controller::index::Index;
 use moat_controller::listen::Listener;
@@ -47,16 +46,7 @@ spec:
 
 /// How agents are let in where a test says nothing else.
 pub(crate) fn entrance() -> Entrance {
-    Entrance {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        insecure_plaintext: false,
-        insecure_any_agent: false,
-        files: None,
-        namespace: "moat-system".to_owned(),
-        account: "moat-system/moat-agent".parse().unwrap(),
-        token_recheck: Duration::from_secs(600),
-        lifetimes: Lifetimes::default(),
-    }
+    Entrance::at("127.0.0.1:0".parse().unwrap())
 }
 
 /// A controller of two nodes with a pod each.
@@ -71,9 +61,10 @@ impl Controller {
         let objects = moat_manifests::decode([("objects.yaml", OBJECTS.as_bytes())]).unwrap().objects;
         let index = Arc::new(Mutex::new(Index::new(Limits::default())));
         index.lock().unwrap().read(Changes { apply: objects, ..Changes::default() });
-        let metrics = Arc::new(Metrics::new(index.clone(), None));
+        let shown = Shown::default();
+        let metrics = Arc::new(Metrics::new(index.clone(), None, shown.clone()));
         let stop = CancellationToken::new();
-        let gate = entrance.prepare(client, &stop).await.unwrap();
+        let gate = entrance.prepare(client, shown, &stop).await.unwrap();
         let listener = gate.listen(&entrance.listen).await.unwrap();
         let address = match &listener {
             Listener::Tcp(listener) | Listener::Tls(listener, _) => listener.local_addr().unwrap(),

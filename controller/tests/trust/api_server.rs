@@ -58,7 +58,8 @@ impl ApiServer {
         kube::Client::new(service, "default")
     }
 
-    fn answer(&self, method: &Method, path: &str, mut body: Value) -> (StatusCode, Value) {
+    /// What it answers to one request.
+    pub(crate) fn answer(&self, method: &Method, path: &str, mut body: Value) -> (StatusCode, Value) {
         let mut state = self.0.lock().unwrap();
         let refusal = |code: StatusCode, reason: &str| {
             (code, json!({"kind": "Status", "status": "Failure", "reason": reason, "code": code.as_u16()}))

@@ -3,6 +3,7 @@
 use std::fs;
 
 use moat_controller::authority::files::{Files, FilesError};
+use moat_controller::authority::leaf::Shown;
 use moat_controller::entrance::{Entrance, EntranceError};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,7 @@ async fn another_certificate_is_shown_from_then_on_and_one_of_no_use_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let files = Files { certificate: dir.path().join("tls.crt"), key: dir.path().join("tls.key") };
     let entrance = Entrance { files: Some(files.clone()), insecure_any_agent: true, ..entrance() };
-    let refused = entrance.prepare(None, &CancellationToken::new()).await.err().unwrap();
+    let refused = entrance.prepare(None, Shown::default(), &CancellationToken::new()).await.err().unwrap();
     assert!(matches!(refused, EntranceError::Files(FilesError::Read(..))), "{refused}");
 
     let [old, new] = [Ca::new(), Ca::new()];
