@@ -21,9 +21,7 @@ impl LogFormat {
     /// From now on, the log goes to standard error. `directives` are as in RUST_LOG, which is stronger.
     pub fn begin(self, directives: &str) {
         let asked = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
-        let filter = EnvFilter::builder()
-            .with_default_directive(tracing::Level::INFO.into())
-            .parse_lossy(format!("{directives},{asked}"));
+        let filter = filter(directives, &asked);
         let terminal = std::io::stderr().is_terminal();
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self {
@@ -31,6 +29,12 @@ impl LogFormat {
             LogFormat::Json => log.json().flatten_event(true).init(),
         }
     }
+}
+
+/// What is logged: warnings, errors and what is worth knowing, but for what the directives say. The level is one of the directives, since
+/// a default one goes where there is any other.
+fn filter(directives: &str, asked: &str) -> EnvFilter {
+    EnvFilter::builder().parse_lossy(format!("info,{directives},{asked}"))
 }
 
 /// Runs the program, and tells it to stop at SIGTERM and at Ctrl-C.
@@ -53,4 +57,20 @@ where
         });
         program(stop).await
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::level_filters::LevelFilter;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_leaves_the_rest() {
+        let level = |directives, asked| filter(directives, asked).max_level_hint();
+        assert_eq!(level("", ""), Some(LevelFilter::INFO));
+        assert_eq!(level("noisy=off", ""), Some(LevelFilter::INFO));
+        assert!(!filter("noisy=off", "error").to_string().contains("info"));
+        assert_eq!(level("noisy=off", "noisy=debug"), Some(LevelFilter::DEBUG));
+    }
 }
