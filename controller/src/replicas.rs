@@ -166,19 +166,23 @@ mod tests {
 
     /// What an API server has of EndpointSlices; `None`: it is away. Each watch ends at once, as if something had changed.
     #[derive(Clone, Default)]
-    struct Stored(Arc<Mutex<(Option<Vec<EndpointSlice>>, u32)>>);
+    struct Stored {
+        slices: Arc<Mutex<Option<Vec<EndpointSlice>>>>,
+        /// How many times it was asked.
+        asked: Arc<watch::Sender<u32>>,
+    }
 
     impl Stored {
         fn client(&self) -> Client {
             let stored = self.clone();
             Client::new(
                 tower::service_fn(move |request: http::Request<Body>| {
-                    let mut stored = stored.0.lock().unwrap();
-                    stored.1 += 1;
+                    stored.asked.send_modify(|times| *times += 1);
+                    let version = stored.asked.borrow().to_string();
                     let watch = request.uri().query().unwrap_or_default().contains("watch=true");
-                    let list = stored.0.as_ref().map(|items| {
-                        serde_json::json!({"metadata": {"resourceVersion": stored.1.to_string()}, "items": items})
-                    });
+                    let list = stored.slices.lock().unwrap().as_ref().map(
+                        |items| serde_json::json!({"metadata": {"resourceVersion": version}, "items": items}),
+                    );
                     let answer = list.ok_or(io::Error::from(io::ErrorKind::ConnectionRefused)).map(|list| {
                         let text = if watch { String::new() } else { list.to_string() };
                         http::Response::new(Body::from(text.into_bytes()))
@@ -191,14 +195,10 @@ mod tests {
 
         /// It is so from now on. Waits until that has been asked for.
         async fn put(&self, slices: Option<Vec<EndpointSlice>>) {
-            let asked = {
-                let mut stored = self.0.lock().unwrap();
-                stored.0 = slices;
-                stored.1
-            };
-            while self.0.lock().unwrap().1 < asked + 4 {
-                time::sleep(Duration::from_millis(5)).await;
-            }
+            let mut asked = self.asked.subscribe();
+            *self.slices.lock().unwrap() = slices;
+            let before = *asked.borrow();
+            asked.wait_for(|times| *times >= before + 4).await.unwrap();
         }
     }
 
