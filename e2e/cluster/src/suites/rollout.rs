@@ -55,19 +55,17 @@ fn replace_guards(field: &Field) -> Result<()> {
         Ok(field.api.list(Kind::POD, NAMESPACE)?.into_iter().filter(of_guards).collect())
     };
     let old = guards()?;
-    let old: Vec<&str> = old.iter().filter_map(|pod| pod["metadata"]["uid"].as_str()).collect();
     if old.len() != field.nodes.len() {
         bail!("there are {} guards on {} nodes", old.len(), field.nodes.len());
     }
-    for pod in guards()? {
+    for pod in &old {
         field.api.delete(Kind::POD, NAMESPACE, pod["metadata"]["name"].as_str().unwrap_or_default())?;
     }
     field.until("every guard is another one, and runs", PATIENCE, || {
         let new = |pod: &&Value| {
-            let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
             let ready = array(pod, "/status/conditions")
                 .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-            ready && !old.contains(&uid)
+            ready && old.iter().all(|old| old["metadata"]["uid"] != pod["metadata"]["uid"])
         };
         Ok(guards()?.iter().filter(new).count() == field.nodes.len())
     })
