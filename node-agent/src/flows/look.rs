@@ -72,7 +72,7 @@ impl Looker {
         let Self { verdicts, mark, revoked, dump, hand, stats } = self;
         let judging = {
             let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
-            Judging { revoked: *mark, concern, unused, own }
+            Judging { mark: *mark, concern, unused, own }
         };
         let mut own = None;
         let mut ends = BTreeSet::new();
@@ -170,7 +170,8 @@ pub(super) fn flow(entry: &Entry) -> Flow {
 
 /// What entries are judged by besides the tables.
 struct Judging<'a> {
-    revoked: u32,
+    /// The bits of the mark that say "revoked".
+    mark: u32,
     concern: &'a Concern,
     unused: &'a [IpNet],
     /// The node's own addresses.
@@ -192,7 +193,7 @@ impl Judging<'_> {
                 continue;
             }
             let denied = judge.judge(&flow).is_some_and(|ruling| !ruling.is_allowed());
-            match (denied, entry.mark & self.revoked == self.revoked) {
+            match (denied, entry.mark & self.mark == self.mark) {
                 (true, false) => changes.revoke.push(entry),
                 (false, true) => changes.resume.push(entry),
                 (true, true) => changes.stay.extend(ends),
@@ -208,7 +209,7 @@ impl Hand {
     fn write(
         &mut self,
         Changes { delete, mut revoke, resume, stay }: Changes,
-        revoked: u32,
+        mark: u32,
         own: &mut Option<BTreeSet<IpAddr>>,
         ends: &mut BTreeSet<IpAddr>,
         stats: &FlowStats,
@@ -223,8 +224,8 @@ impl Hand {
         }
         ends.extend(stay);
         ends.extend(revoke.iter().flat_map(|e| [e.original.source, e.reply.source]));
-        for (entries, value, counter) in [(revoke, revoked, &stats.cut), (resume, 0, &stats.resumed)] {
-            let change = |e: Entry| MarkChange { tuple: e.original, zone: e.zone, value, mask: revoked };
+        for (entries, value, counter) in [(revoke, mark, &stats.cut), (resume, 0, &stats.resumed)] {
+            let change = |e: Entry| MarkChange { tuple: e.original, zone: e.zone, value, mask: mark };
             let changes: Vec<MarkChange> = entries.into_iter().map(change).collect();
             FlowStats::count(counter, self.conntrack.set_marks(&changes)?.changed as u64);
         }
