@@ -5,12 +5,17 @@
 #[allow(dead_code, reason = "the engine's tests use the rest")]
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use moat_api::{
-    Announced, Attached, Attachments, Change, Hello, Invalid, LEVEL, Told, ToldPod, update, wire,
+    Announced, Attached, Attachments, Change, Digest, Held, Hello, Invalid, LEVEL, Told, ToldPod, update,
+    wire,
 };
-use moat_policies::{NamespacedName, NodeDelta, Object};
+use moat_policies::{
+    DenyAction, LogLimit, NamespacedName, NetworkConfig, NodeDelta, Object, ProgramId, RouteMode, SetId,
+};
+use proptest::option::of as option;
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -36,7 +41,62 @@ fn over_the_wire(change: &Change) -> Change {
     wire::Update::decode(&*bytes).unwrap().try_into().unwrap()
 }
 
+fn nets() -> impl Strategy<Value = Vec<IpNet>> {
+    let nets = ["10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "2001:db8::1/128"];
+    prop::sample::subsequence(nets.map(|net| net.parse().unwrap()).to_vec(), 0..=nets.len()).prop_shuffle()
+}
+
+/// How a network may be to be: each thing said, or not.
+fn config() -> impl Strategy<Value = NetworkConfig> {
+    let route_mode = prop::sample::select(vec![RouteMode::Auto, RouteMode::Routed, RouteMode::Vxlan]);
+    let deny = prop::sample::select(vec![DenyAction::Drop, DenyAction::Reject]);
+    let log = (LogLimit::RATE, LogLimit::BURST).prop_map(|(rate, burst)| LogLimit { rate, burst });
+    let said =
+        (option(route_mode), option(NetworkConfig::MTU), option(any::<bool>()), option(deny), option(log));
+    (nets(), nets(), said).prop_map(|(cluster_cidrs, masquerade_except, said)| {
+        let (route_mode, mtu, masquerade, deny, drop_log) = said;
+        NetworkConfig { cluster_cidrs, route_mode, mtu, masquerade, masquerade_except, deny, drop_log }
+    })
+}
+
 proptest! {
+    #[test]
+    fn how_the_network_is_to_be_and_the_states_name_arrive_as_they_were_said(
+        config in option(config()),
+        fingerprint in option("[0-9a-f]{1,32}"),
+    ) {
+        let fingerprint = fingerprint.map(|text| text.into());
+        let change = Change { config, fingerprint, ..Change::default() };
+        prop_assert_eq!(over_the_wire(&change), change);
+    }
+
+    #[test]
+    fn an_agent_arrives_as_it_said_it_is(
+        level: u32,
+        [node, version, life] in ["[a-z]{1,9}", "[ -~]{0,9}", "[0-9a-f]{0,32}"],
+        announces_only: bool,
+        [pods, nodes]: [[u8; 16]; 2],
+        sets: BTreeMap<[u8; 16], [u8; 16]>,
+        programs: BTreeSet<[u8; 16]>,
+    ) {
+        let sets = sets.into_iter().map(|(id, sum)| (SetId(id), Digest(sum))).collect();
+        let programs = programs.into_iter().map(ProgramId).collect();
+        let held = Held { sets, programs, pods: Digest(pods), nodes: Digest(nodes) };
+        let (node, life) = (node.into(), life.into());
+        let hello = Hello { level, node, version, held, announces_only, life };
+        let bytes = wire::Hello::from(&hello).encode_to_vec();
+        prop_assert_eq!(Hello::try_from(wire::Hello::decode(&*bytes).unwrap()), Ok(hello));
+    }
+
+    #[test]
+    fn an_answer_is_heard_as_it_was_meant_at_either_level(number: u64, gone: u64) {
+        let answer = Announced { number, gone };
+        prop_assert_eq!(Announced::heard(answer.at(2), 2), answer);
+        // One number stands for both: no more is promised than holds of each.
+        let least = number.min(gone);
+        prop_assert_eq!(Announced::heard(answer.at(1), 1), Announced { number: least, gone: least });
+    }
+
     #[test]
     fn a_change_arrives_as_it_was_said(objects in objects()) {
         for node in NODES {
@@ -117,6 +177,33 @@ fn an_agent_says_who_it_is_and_what_it_has() {
     ]);
     let attachments = Attachments { number: 3, whole: false, pods };
     assert_eq!(Attachments::try_from(wire::Attachments::from(&attachments)), Ok(attachments));
+}
+
+#[test]
+fn a_network_that_cannot_be_is_refused_and_what_a_later_version_says_is_not_said() {
+    let read = |config| Change::try_from(wire::Update { config: Some(config), ..Default::default() });
+    let refused = |config| read(config).unwrap_err();
+    let nothing = wire::Config::default;
+    for bad in ["10.0.0.0", "10.0.0.0/33", "fd00::/129", "", "pods"] {
+        let nets = || vec![bad.to_owned()];
+        assert_eq!(
+            refused(wire::Config { cluster_cidrs: nets(), ..nothing() }),
+            Invalid::Config("clusterCIDRs")
+        );
+        assert_eq!(
+            refused(wire::Config { masquerade_except: nets(), ..nothing() }),
+            Invalid::Config("exceptCIDRs")
+        );
+    }
+    for mtu in [1, 1279, 65_536, u32::MAX] {
+        assert_eq!(refused(wire::Config { mtu, ..nothing() }), Invalid::Config("MTU"), "{mtu}");
+    }
+    for (rate, burst) in [(1001, 1), (1, 0), (1, 10_001)] {
+        let drop_log = Some(wire::config::LogLimit { rate, burst });
+        assert_eq!(refused(wire::Config { drop_log, ..nothing() }), Invalid::Config("log limit"));
+    }
+    let later = wire::Config { route_mode: 99, deny: 99, ..nothing() };
+    assert_eq!(read(later).unwrap().config, Some(NetworkConfig::default()));
 }
 
 #[test]
