@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod proxy;
+mod rules;
 mod server;
 
 use std::time::Duration;
