@@ -17,3 +17,8 @@ pub fn alias_is_stable(container: &str, ifname: &str, body: &str) -> bool {
     let link = crate::podnet::AttachmentKey::new(container, ifname).host_ifname();
     crate::podnet::identity::is_stable(&link, body)
 }
+
+/// A file of what a controller told, of whatever node, as the next start writes it anew; `None` where it cannot be read.
+pub fn told_file(bytes: &[u8]) -> Option<Vec<u8>> {
+    crate::source::told_file(bytes)
+}

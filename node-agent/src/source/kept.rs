@@ -210,9 +210,7 @@ impl Writer {
     }
 
     fn write_anew(&mut self, whole: &Change) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        append(&mut bytes, &wire::Kept { format: FORMAT, node: self.node.clone() }.encode_to_vec());
-        append(&mut bytes, &moat_api::update(0, whole).encode_to_vec());
+        let bytes = file(&self.node, whole);
         let (new, path) = (self.folder.join(NEW), self.folder.join(FILE));
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&new)?;
         file.write_all(&bytes)?;
@@ -224,6 +222,22 @@ impl Writer {
         self.file = Some(file);
         Ok(())
     }
+}
+
+/// A file that tells all of this.
+fn file(node: &str, whole: &Change) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append(&mut bytes, &wire::Kept { format: FORMAT, node: node.to_owned() }.encode_to_vec());
+    append(&mut bytes, &moat_api::update(0, whole).encode_to_vec());
+    bytes
+}
+
+/// A file as the next start of the node that it names writes it; `None` where it cannot be read.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn rewritten(bytes: &[u8]) -> Option<Vec<u8>> {
+    let node = wire::Kept::decode(records(bytes).next()?).ok()?.node;
+    let told = read(bytes, &node).ok()??;
+    Some(file(&node, &told.whole()))
 }
 
 fn append(records: &mut Vec<u8>, payload: &[u8]) {

@@ -24,6 +24,8 @@ pub use connect::{ConnectError, Trust};
 pub use endpoint::{Endpoint, EndpointError};
 pub(crate) use kept::FILES;
 pub use kept::KeptError;
+#[cfg(feature = "fuzzing")]
+pub(crate) use kept::rewritten as told_file;
 pub(crate) use outbox::Outbox;
 pub(crate) use stream::follow;
 
