@@ -1,11 +1,10 @@
 //! An agent without a kernel: it keeps what it is told, and says at once that it is in force.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use moat_api::wire::policies_client::PoliciesClient;
@@ -21,12 +20,10 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use crate::Seen;
 use crate::api_server::ApiServer;
 use crate::cluster::{Shape, node_name, pod_name, uid};
+use crate::pause::Pause;
 
 /// What the controller's certificate is for.
 const CONTROLLER: &str = "moat-controller.moat-system.svc";
-
-/// How long a real agent waits at first, and at most, before it connects again; shortened by up to a half.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// One agent's end for who says what happens on its node.
 pub(crate) struct Agent {
@@ -69,17 +66,15 @@ impl Agent {
 
 impl Running {
     async fn run(mut self, controller: SocketAddr, mut orders: mpsc::UnboundedReceiver<usize>) {
-        let mut pause = PAUSE.0;
+        let mut pause = Pause::default();
         loop {
-            let began = Instant::now();
+            let mut welcomed = false;
             // Whatever it is: the controller is not there, or not any more.
-            let _ = self.follow(controller, &mut orders).await;
-            if began.elapsed() > PAUSE.1 {
-                pause = PAUSE.0;
+            let _ = self.follow(controller, &mut orders, &mut welcomed).await;
+            if welcomed {
+                pause = Pause::default();
             }
-            let share = RandomState::new().hash_one(self.node) % 1024;
-            sleep(pause.mul_f64(0.5 + share as f64 / 2048.0)).await;
-            pause = (2 * pause).min(PAUSE.1);
+            sleep(pause.next()).await;
         }
     }
 
@@ -87,6 +82,7 @@ impl Running {
         &mut self,
         controller: SocketAddr,
         orders: &mut mpsc::UnboundedReceiver<usize>,
+        welcomed: &mut bool,
     ) -> Result<()> {
         let ca = Certificate::from_pem(self.api.bundle());
         let tls = ClientTlsConfig::new().domain_name(CONTROLLER).ca_certificate(ca);
@@ -110,6 +106,8 @@ impl Running {
         let mut request = Request::new(ReceiverStream::new(outgoing));
         request.metadata_mut().insert("authorization", format!("Bearer {}", self.token).parse()?);
         let mut incoming = client.follow(request).await?.into_inner();
+        incoming.message().await?.context("hung up before it has answered")?;
+        *welcomed = true;
         let all: Vec<usize> = self.shape.pods_of(self.node).collect();
         let all = self.attachments(true, &all);
         say(from_agent::What::Attachments((&all).into())).await?;
@@ -124,7 +122,7 @@ impl Running {
                     let applied = wire::Applied { revision, followed: revision, ..Default::default() };
                     say(from_agent::What::Applied(applied)).await?;
                     if std::mem::take(&mut is_first) {
-                        self.seen.current.fetch_add(1, Ordering::AcqRel);
+                        self.seen.current.lock().expect("nobody panics with it").push(now);
                         self.seen.news.notify_one();
                     }
                 }
