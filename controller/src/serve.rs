@@ -75,7 +75,9 @@ struct Asking {
     visitor: Option<Visitor>,
 }
 
-type Sender = mpsc::Sender<Result<wire::FromController, Status>>;
+type Message = Result<wire::FromController, Status>;
+type Sender = mpsc::Sender<Message>;
+type Room<'t> = mpsc::Permit<'t, Message>;
 
 impl Serve {
     /// Serves what `index` holds.
@@ -179,7 +181,7 @@ impl Serve {
             return refuse("level", Status::failed_precondition(status)).await;
         };
         let welcome = wire::Welcome { level, controller: self.name.to_string() };
-        if send(&to, from_controller::What::Welcome(welcome)).await.is_err() {
+        if to.send(message(from_controller::What::Welcome(welcome))).await.is_err() {
             return;
         }
         let _served = asking.visitor.take().map(Visitor::serve);
@@ -257,16 +259,14 @@ impl Serve {
             tokio::select! {
                 biased;
                 endpoints = changed(&mut replicas) => {
-                    let message = from_controller::What::Replicas(wire::Replicas { endpoints });
-                    match send(to, message).await {
-                        Ok(()) => continue,
-                        Err(()) => return,
-                    }
+                    let Some(room) = self.room(to).await else { return };
+                    room.send(message(from_controller::What::Replicas(wire::Replicas { endpoints })));
+                    continue;
                 }
                 () = wake.notified() => {}
             }
             // There is room for one message: an agent that does not read leaves its news where they are, as names.
-            let Ok(Ok(room)) = time::timeout(self.unread, to.reserve()).await else { return };
+            let Some(room) = self.room(to).await else { return };
             let taken = self.index().take(id);
             let Some(Outgoing { change, announced }) = taken else {
                 room.send(Err(Status::aborted("another agent speaks for this node now")));
@@ -278,16 +278,20 @@ impl Serve {
                 messages.push(from_controller::What::Update(moat_api::update(revision, &change)));
             }
             messages.extend(announced.map(|answer| from_controller::What::Announced(answer.at(level))));
-            let mut messages = messages.into_iter().map(|what| Ok(wire::FromController { what: Some(what) }));
-            if let Some(message) = messages.next() {
-                room.send(message);
-            }
-            for message in messages {
-                if to.send(message).await.is_err() {
-                    return;
+            let mut room = Some(room);
+            for what in messages {
+                if room.is_none() {
+                    room = self.room(to).await;
                 }
+                let Some(room) = room.take() else { return };
+                room.send(message(what));
             }
         }
+    }
+
+    /// Room for one message more; `None`: the agent has gone, or reads nothing.
+    async fn room<'t>(&self, to: &'t Sender) -> Option<Room<'t>> {
+        time::timeout(self.unread, to.reserve()).await.ok()?.ok()
     }
 
     async fn hear(&self, id: AgentId, from: &mut Streaming<wire::FromAgent>) -> Result<(), Status> {
@@ -363,8 +367,8 @@ async fn changed(replicas: &mut Option<Replicas>) -> Vec<String> {
     std::future::pending().await
 }
 
-async fn send(to: &Sender, what: from_controller::What) -> Result<(), ()> {
-    to.send(Ok(wire::FromController { what: Some(what) })).await.map_err(drop)
+fn message(what: from_controller::What) -> Message {
+    Ok(wire::FromController { what: Some(what) })
 }
 
 fn invalid(error: moat_api::Invalid) -> Status {
@@ -372,29 +376,4 @@ fn invalid(error: moat_api::Invalid) -> Status {
 }
 
 #[cfg(test)]
-mod tests {
-    use moat_api::Told;
-    use moat_policies::Limits;
-
-    use super::*;
-    use crate::authority::leaf::Shown;
-
-    /// What there is to be told is names, and they become more for as long as somebody does not read.
-    #[tokio::test]
-    async fn who_does_not_read_is_not_served_for_ever() {
-        let index = Arc::new(Mutex::new(Index::new(Limits::default())));
-        let metrics = Arc::new(Metrics::new(index.clone(), None, Shown::default()));
-        let serve = Serve::new(index.clone(), metrics, "test".into(), CancellationToken::new());
-        let serve = Serve { unread: Duration::from_millis(50), ..serve };
-        let (node, held) = ("n1".into(), Told::default().held());
-        let version = String::new();
-        let hello = Hello { level: 2, node, version, held, announces_only: false, life: Arc::default() };
-        let wake = Arc::new(Notify::new());
-        let id = index.lock().unwrap().join(&hello, wake.clone());
-        // Room for one message, as an agent's connection has; the one that is there is not read.
-        let (to, _unread) = mpsc::channel(1);
-        to.try_send(Ok(wire::FromController::default())).unwrap();
-        let told = time::timeout(Duration::from_secs(20), serve.tell(id, &wake, None, &to, 2)).await;
-        assert!(told.is_ok(), "it is waited for without end");
-    }
-}
+mod tests;
