@@ -31,7 +31,7 @@ impl Handler for Agent {
                 warn!(%pod, "not added: {error}");
             }
         }
-        self.metrics.attachments(self.podnet.attachments().len());
+        self.metrics.attachments(self.podnet.attached());
         added
     }
 
@@ -51,7 +51,7 @@ impl Handler for Agent {
             }
         };
         failpoint::reach("removed");
-        self.metrics.attachments(self.podnet.attachments().len());
+        self.metrics.attachments(self.podnet.attached());
         if let Some(attachment) = removed {
             self.flows.forget(attachment.addresses()).await;
             info!(pod = %attachment.pod(), interface = attachment.host_ifname, "removed");
@@ -79,7 +79,7 @@ impl Handler for Agent {
         for (attachment, drift) in &done.mended {
             warn!(pod = %attachment.pod(), interface = attachment.host_ifname, "mended by GC: {}", drift.join("; "));
         }
-        self.metrics.attachments(self.podnet.attachments().len());
+        self.metrics.attachments(self.podnet.attached());
         Ok(PodNetError::collect(done.errors)?)
     }
 

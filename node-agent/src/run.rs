@@ -242,7 +242,7 @@ async fn start(
         metrics,
     };
     agent.metrics.podnet(agent.podnet.clone());
-    agent.metrics.attachments(agent.podnet.attachments().len());
+    agent.metrics.attachments(agent.podnet.attached());
     agent.tell_network().await;
     Ok(agent)
 }

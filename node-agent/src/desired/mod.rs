@@ -178,9 +178,9 @@ impl Desired {
     /// A pod of this node has an interface from now on.
     pub fn attach(&mut self, attachment: &Attachment) -> Update {
         let pod = attachment.pod();
-        self.attachments.insert(pod.clone(), attachment.clone());
+        let before = self.attachments.insert(pod.clone(), attachment.clone());
         self.put(&pod, self.description(&pod));
-        let host_ports = self.moved_ports();
+        let host_ports = self.moved_ports_of(before.iter().chain([attachment]));
         Update { pods: [(pod, Some(local_pod(attachment)))].into(), host_ports, ..self.commit() }
     }
 
@@ -189,11 +189,21 @@ impl Desired {
         let Some(pod) = self.attachments.values().find(|a| a.key() == *key).map(Attachment::pod) else {
             return Update::default();
         };
+        let gone = self.attachments.remove(&pod);
         // Also where no manifest describes the pod any more: the interface had them.
-        self.moved.extend(self.attachments.remove(&pod).iter().flat_map(Attachment::addresses));
+        self.moved.extend(gone.iter().flat_map(Attachment::addresses));
         self.put(&pod, self.description(&pod));
-        let host_ports = self.moved_ports();
+        let host_ports = self.moved_ports_of(gone.iter());
         Update { pods: [(pod, None)].into(), host_ports, ..self.commit() }
+    }
+
+    /// Where ports of the node lead, if that has changed with the coming or going of these. Most pods have none, and then nobody
+    /// has to go through all.
+    fn moved_ports_of<'a>(
+        &mut self,
+        mut concerned: impl Iterator<Item = &'a Attachment>,
+    ) -> Option<HostPorts> {
+        concerned.any(|a| !a.host_ports.is_empty()).then(|| self.moved_ports()).flatten()
     }
 
     /// Where ports of the node lead, if that has changed.

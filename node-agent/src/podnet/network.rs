@@ -201,6 +201,11 @@ impl PodNet {
         self.node.attachments()
     }
 
+    /// How many attachments there are.
+    pub(crate) fn attached(&self) -> usize {
+        self.node.state().journal.contents().attachments().len()
+    }
+
     /// The attachment of this key.
     pub fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
         self.node.attachment(key)
