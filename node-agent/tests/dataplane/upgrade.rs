@@ -42,7 +42,7 @@ const THIRD: Frozen = Frozen {
 
 /// The kind of the user data that holds the version, and this version's.
 const VERSION: u8 = 0x6d;
-const OURS: u8 = 5;
+const OURS: u8 = 6;
 
 /// Sends the batch of an agent that lives no more.
 fn send(w: &World, batch: &'static [u8]) {

@@ -7,7 +7,7 @@ use moat_nfnetlink::nft::{
 
 use super::answers;
 use super::drops::{DropPoint, DropReason};
-use super::names::{self, PodSet, Table};
+use super::names::{self, OwnSet, PodSet, Table};
 use super::{ChainRules, FastPath, LayoutConfig, PodToNode, TUNNEL_PORT, USERDATA_VERSION, VERSION};
 use moat_policies::Direction;
 
@@ -20,6 +20,9 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_ARP: u16 = 0x0806;
+const ETHER_IPV6: u16 = 0x86dd;
 /// `IP_CT_DIR_REPLY`.
 const REPLY: u8 = 1;
 
@@ -46,7 +49,7 @@ pub(crate) fn chains(table: Table, config: &LayoutConfig, fast: FastPath) -> Vec
             chains.extend(answers::chains(config));
             chains.extend([forward(config, fast), input(config)]);
         }
-        Table::Netdev => chains.extend([options(), icmp6(), noise(), odd()]),
+        Table::Netdev => chains.extend([options(), other6(), noise(), odd()]),
         Table::Net => {
             chains.extend(super::tunnel::chains(config));
             chains.extend(super::masquerade::chain(config));
@@ -361,21 +364,34 @@ fn options() -> ChainRules {
     )
 }
 
-/// ICMPv6 from a pod's own address: anything but what only a router says.
-fn icmp6() -> ChainRules {
+/// IPv6 from a pod's own addresses that is not plain TCP or UDP: no source route, of ICMPv6 nothing that only a router says, and of
+/// neighbours' addresses only its own. A packet of which the kernel cannot tell what it carries matches neither protocol, and is
+/// dropped.
+fn other6() -> ChainRules {
     const ROUTER_ADVERTISEMENT: u8 = 134;
+    const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
     const REDIRECT: u8 = 137;
     let is = |kind: u8| Rule::new().eq(Source::ICMP_TYPE, kind);
+    let spoofed = || DropReason::Spoofed.on(EGRESS).goto();
+    let of_others = is(NEIGHBOUR_ADVERTISEMENT).lookup_missing(sender(Source::ND_TARGET), OwnSet::V6.name());
     regular(
         Table::Netdev,
-        names::ICMP6,
+        names::OTHER6,
         vec![
-            is(ROUTER_ADVERTISEMENT).verdict(DropReason::Spoofed.on(EGRESS).goto()),
-            is(REDIRECT).verdict(DropReason::Spoofed.on(EGRESS).goto()),
-            routing_header().verdict(DropReason::Spoofed.on(EGRESS).goto()),
-            Rule::new().verdict(Verdict::Accept),
+            routing_header().verdict(spoofed()),
+            Rule::new().neq(Source::L4PROTO, ICMP6).verdict(Verdict::Accept),
+            is(ROUTER_ADVERTISEMENT).verdict(spoofed()),
+            is(REDIRECT).verdict(spoofed()),
+            of_others.verdict(spoofed()),
+            Rule::new().eq(Source::L4PROTO, ICMP6).verdict(Verdict::Accept),
+            Rule::new().verdict(spoofed()),
         ],
     )
+}
+
+/// The key that a pod has in an [`OwnSet`], with the address that stands there in the packet.
+const fn sender(address: Source) -> [Source; 3] {
+    [Source::IIFNAME, Source::ETHER_SADDR, address]
 }
 
 fn routing_header() -> Rule {
@@ -383,17 +399,31 @@ fn routing_header() -> Rule {
 }
 
 /// Whether an IPv6 packet has a routing header, which is what IPv6 calls a source route.
-pub(super) const ROUTING_HEADER: Source = Source::Has { options: Options::Ipv6, kind: 43 };
+const ROUTING_HEADER: Source = Source::Has { options: Options::Ipv6, kind: 43 };
 
-/// From an address that is not the pod's. A fresh interface looks for routers, neighbours and multicast groups from the
-/// unspecified and the link-local address; that is dropped too, but it is no attempt at anything.
+/// What is not plain IPv4, TCP or UDP from the pod's own addresses: ARP that tells the truth, and what [`options`] and [`other6`] look
+/// at. The rest is from an address that is not the pod's. A fresh interface looks for routers, neighbours and multicast groups from
+/// the unspecified and the link-local address; that is dropped too, but it is no attempt at anything.
 fn odd() -> ChainRules {
-    let icmp6 = || Rule::new().eq(Source::ETHER_TYPE, Value::EtherType(0x86dd)).eq(Source::L4PROTO, ICMP6);
+    let carries = |kind: u16| Rule::new().eq(Source::ETHER_TYPE, Value::EtherType(kind));
+    let icmp6 = || carries(ETHER_IPV6).eq(Source::L4PROTO, ICMP6);
     let link_local = Source::Payload { base: PayloadBase::Network, offset: 8, len: 2 };
+    // Who says that he has the address, and whose frame it is.
+    let arp_sender = [Source::IIFNAME, Source::ARP_SADDR_ETHER, Source::ARP_SADDR_IP];
     regular(
         Table::Netdev,
         names::ODD,
         vec![
+            carries(ETHER_ARP)
+                .lookup(sender(Source::ARP_SADDR_IP), OwnSet::V4.name())
+                .lookup(arp_sender, OwnSet::V4.name())
+                .verdict(Verdict::Accept),
+            carries(ETHER_IPV4)
+                .lookup(sender(Source::IP_SADDR), OwnSet::V4.name())
+                .verdict(Verdict::goto(names::OPTIONS)),
+            carries(ETHER_IPV6)
+                .lookup(sender(Source::IP6_SADDR), OwnSet::V6.name())
+                .verdict(Verdict::goto(names::OTHER6)),
             icmp6()
                 .masked(link_local, Operand::be16(0xffc0), Cmp::Eq, Operand::be16(0xfe80))
                 .verdict(Verdict::goto(names::NOISE)),

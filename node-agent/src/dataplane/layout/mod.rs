@@ -1,7 +1,7 @@
 //! The layout of the tables: pure functions from policy to chains, sets and elements.
 //!
 //! ```text
-//! netdev moat   <veth> (ingress)      own addresses only                  ──▶ odd, options, icmp6, noise, spoofed
+//! netdev moat   <veth> (ingress)      own addresses only                  ──▶ odd, options, other6, noise, spoofed
 //! inet moat     forward               ct mark not revoked, established    ──▶ accept, the fast path
 //!                                     revoked, irregular (related, invalid)
 //!                                     iifname . MAC ▶ from_pod            ──▶ egress-<program> | to-pod
@@ -45,20 +45,20 @@ pub(crate) use fixed::{chains as fixed_chains, forward};
 pub use host_ports::HostPorts;
 pub use masquerade::Inside;
 use names::Way;
-pub(crate) use names::{FORWARD, Part, PodSet, Table};
+pub(crate) use names::{FORWARD, OwnSet, Part, PodSet, Table};
 pub use names::{NET_TABLE, TABLE, VETH_PREFIX};
 pub(crate) use program::{ProgramObjects, peers, program};
 pub(crate) use sets::{element, parts, prefixes};
 pub use tunnel::Senders;
 pub(crate) use tunnel::sets as tunnel_sets;
-pub(crate) use veth::chain as veth_chain;
+pub(crate) use veth::{chain as veth_chain, own};
 
 /// Changes whenever the layout does. Kept with each table that is made, and with the first rule of [`FORWARD`], which is
 /// written anew whenever tables are adopted: so it says who filled them last.
 ///
 /// Tables of every version are adopted, so that an update of moat is no moment without policy. For that, a set, a map or a
 /// base chain whose declaration changes gets another name, too.
-pub(crate) const VERSION: u8 = 5;
+pub(crate) const VERSION: u8 = 6;
 
 /// The kind of the user data that holds the version. `nft` itself uses small numbers.
 pub(crate) const USERDATA_VERSION: u8 = 0x6d;

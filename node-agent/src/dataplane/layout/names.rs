@@ -31,7 +31,8 @@ pub(crate) const RELATED: &str = "related";
 /// What a veth's own chain does not accept.
 pub(crate) const ODD: &str = "odd";
 pub(crate) const OPTIONS: &str = "options";
-pub(crate) const ICMP6: &str = "icmp6";
+/// IPv6 of a pod that is not plain TCP or UDP.
+pub(crate) const OTHER6: &str = "other6";
 pub(crate) const NOISE: &str = "noise";
 
 /// One of our tables.
@@ -120,6 +121,35 @@ impl PodSet {
             PodSet::Local4 => Set::new(self.name(), Field::Ipv4Addr),
             PodSet::Local6 => Set::new(self.name(), Field::Ipv6Addr),
         }
+    }
+}
+
+/// Whose each veth is: host end, the pod's hardware address, its address. For packets that the veth's own chain leaves to [`ODD`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum OwnSet {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl OwnSet {
+    pub(crate) const ALL: [OwnSet; 2] = [OwnSet::V4, OwnSet::V6];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            OwnSet::V4 => "own4",
+            OwnSet::V6 => "own6",
+        }
+    }
+
+    /// The set as it is declared.
+    pub(crate) fn set(self) -> Set {
+        let address = match self {
+            OwnSet::V4 => Field::Ipv4Addr,
+            OwnSet::V6 => Field::Ipv6Addr,
+        };
+        Set::new(self.name(), key([Field::IfName, Field::EtherAddr, address]))
     }
 }
 

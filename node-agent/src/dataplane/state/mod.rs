@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use moat_nfnetlink::nft::{Element, IfName, Key, Value};
+use moat_nfnetlink::nft::{Element, IfName, Key};
 use moat_policies::{self as policies, Direction, NamespacedName, PodPrograms, Program, ProgramId, SetId};
 
 use self::pods::{Applied, Held};
@@ -22,7 +22,7 @@ use super::closed::{Closings, Limits, Reason, Subject, sets_of};
 use super::concern::Concern;
 use super::judge;
 use super::layout::{
-    self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, Live, LocalPod, PodSet,
+    self, ChainRules, DropPoint, FastPath, HostPorts, Inside, LayoutConfig, Live, LocalPod, OwnSet, PodSet,
     PodVerdict, Senders, Table,
 };
 use super::op::{Op, Plan};
@@ -64,6 +64,8 @@ pub(crate) struct State {
     peers: BTreeMap<(Direction, SetId), usize>,
     /// The elements that pods have, and how many pods each.
     held: BTreeMap<(PodSet, Key), Held>,
+    /// How many of them are in [`PodSet::Pods`].
+    in_force: usize,
     /// Whose connections the changes since the last look may have made allowed or denied.
     concern: Concern,
     /// The pods as who judges connections sees them, if somebody has asked since the last change.
@@ -95,6 +97,7 @@ impl State {
             used: BTreeMap::new(),
             peers: BTreeMap::new(),
             held: BTreeMap::new(),
+            in_force: 0,
             concern: Concern::default(),
             by_address: OnceLock::new(),
         }
@@ -130,10 +133,7 @@ impl State {
 
     /// How many pods are in force.
     pub(crate) fn pods_in_force(&self) -> usize {
-        self.held
-            .range((PodSet::Pods, Key::from(Value::NfProto(0)))..)
-            .take_while(|((set, _), _)| *set == PodSet::Pods)
-            .count()
+        self.in_force
     }
 
     /// Notes that the kernel did not take these. What leads there is not planned: it is for a listing to find out.
@@ -201,6 +201,7 @@ impl State {
             let elements = known.flat_map(|k| layout::pod_elements(k.ifname, &k.local, k.verdict));
             elements.into_iter().any(|(of, element)| of.name() == set && element.key == *key)
                 || applied.interface().is_some_and(|ifname| DropPoint::pod(ifname).key == *key)
+                || applied.own().any(|(of, element)| of.name() == set && element.key == *key)
         };
         self.applied.iter().filter(|(_, applied)| has(applied)).map(|(name, _)| name.clone()).collect()
     }
@@ -355,6 +356,11 @@ impl State {
             let maps = objects.maps.into_iter();
             content.sets.extend(maps.map(|(map, elements)| (Table::Inet, map, elements)));
             content.chains.extend(objects.chains);
+        }
+        for set in OwnSet::ALL {
+            let all = self.applied.values().flat_map(Applied::own);
+            let elements = all.filter(|(of, _)| *of == set).map(|(_, element)| element).collect();
+            content.sets.push((Table::Netdev, set.set(), elements));
         }
         let veths = self.applied.values().filter_map(Applied::veth);
         content.chains.extend(veths.map(|(ifname, local)| layout::veth_chain(ifname, local)));

@@ -8,7 +8,7 @@ use moat_policies::{Direction, NamespacedName, PodPrograms, ProgramId};
 use super::State;
 use super::chains::add_chain;
 use crate::dataplane::closed::Subject;
-use crate::dataplane::layout::{self, DropPoint, LocalPod, PodSet, PodVerdict, Table};
+use crate::dataplane::layout::{self, DropPoint, LocalPod, OwnSet, PodSet, PodVerdict, Table};
 use crate::dataplane::op::{Op, Plan};
 use crate::dataplane::update::Update;
 
@@ -150,6 +150,13 @@ impl State {
                 Some(Data::Verdict(verdict)) => Some(verdict),
                 _ => None,
             };
+            if set == PodSet::Pods {
+                match (comes, pods) {
+                    (true, 0) => self.in_force += 1,
+                    (false, 1) => self.in_force -= 1,
+                    _ => {}
+                }
+            }
             match (comes, pods) {
                 (true, _) => drop(self.held.insert(key, Held { pods: pods + 1, verdict })),
                 (false, 0 | 1) => drop(self.held.remove(&key)),
@@ -202,6 +209,11 @@ impl Applied {
     pub(super) fn veth(&self) -> Option<(IfName, &LocalPod)> {
         self.interface().zip(self.local.as_ref()).filter(|_| self.guarded)
     }
+
+    /// What says whose that one is.
+    pub(super) fn own(&self) -> impl Iterator<Item = (OwnSet, Element)> + use<'_> {
+        self.veth().into_iter().flat_map(|(ifname, local)| layout::own(ifname, local))
+    }
 }
 
 impl Held {
@@ -232,8 +244,25 @@ fn counts(gone: &BTreeSet<IfName>, new: &BTreeSet<IfName>, plan: &mut Plan) {
     }
 }
 
-/// Plans the anti-spoofing chains. A new one is there before any element leads to its pod.
+/// Plans the anti-spoofing chains, and what says whose they are. A new one is there before any element leads to its pod.
 fn veths(gone: BTreeMap<IfName, LocalPod>, new: &BTreeMap<IfName, LocalPod>, plan: &mut Plan) {
+    let own = |veths: &BTreeMap<IfName, LocalPod>| -> BTreeSet<(OwnSet, Key)> {
+        let all = veths.iter().flat_map(|(ifname, local)| layout::own(*ifname, local));
+        all.map(|(set, element)| (set, element.key)).collect()
+    };
+    let (own_gone, own_new) = (own(&gone), own(new));
+    let of = |set: OwnSet, all: &BTreeSet<(OwnSet, Key)>, less: &BTreeSet<(OwnSet, Key)>| -> Vec<Element> {
+        all.difference(less).filter(|(of, _)| *of == set).map(|(_, key)| Element::new(*key)).collect()
+    };
+    for set in OwnSet::ALL {
+        let (gone, new) = (of(set, &own_gone, &own_new), of(set, &own_new, &own_gone));
+        if !gone.is_empty() {
+            plan.commit.push(Op::DeleteElements(Table::Netdev, set.set(), gone));
+        }
+        if !new.is_empty() {
+            plan.commit.push(Op::AddElements(Table::Netdev, set.set(), new));
+        }
+    }
     for (ifname, local) in new {
         let chain = layout::veth_chain(*ifname, local);
         match gone.get(ifname) {
