@@ -258,13 +258,14 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
         }
         concern = Concern::default();
         FlowStats::settle(&looker.stats.under_way, std::mem::take(&mut settled));
-        for done in waiting.drain(..) {
-            // Who no longer waits does not want to know.
-            let _ = done.send(());
-        }
         if looker.stats.under_way() == 0 && followed != last {
             follower.followed(last, looker.revoked().clone());
             followed = last;
+        }
+        // Behind that, so that the next change of who has waited meets what is known by now.
+        for done in waiting.drain(..) {
+            // Who no longer waits does not want to know.
+            let _ = done.send(());
         }
     }
 }

@@ -289,6 +289,11 @@ impl State {
         plan
     }
 
+    /// Whether connections take the fast path.
+    pub(crate) fn is_open(&self) -> bool {
+        self.fast == FastPath::Open
+    }
+
     /// Whether a connection with this end may be revoked. While connections are judged anew, any may be.
     fn may_be_revoked(&self, address: IpAddr) -> bool {
         self.fast == FastPath::Shut || self.revoked.may_be_of(address)

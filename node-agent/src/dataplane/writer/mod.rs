@@ -135,13 +135,13 @@ impl Writer {
             if self.retry.is_due() {
                 self.try_again();
             }
-            if !batch.is_empty() {
-                self.write(batch);
-            }
             if let Some((commit, revoked)) = followed
                 && commit == self.told
             {
-                self.followed(revoked);
+                self.followed(revoked, batch.is_empty());
+            }
+            if !batch.is_empty() {
+                self.write(batch);
             }
             if stopped {
                 return;
@@ -282,11 +282,14 @@ impl Writer {
         Err(failed.error)
     }
 
-    /// Gives all connections the fast path.
-    fn followed(&mut self, revoked: Revoked) {
+    /// Gives all connections the fast path, unless it is open already or a change is waiting: that one would shut it again.
+    fn followed(&mut self, revoked: Revoked, nothing_waits: bool) {
         // Where a restoration is due, all connections are looked at once more behind it.
         if self.restore_at.is_none() {
             self.locked(|writer, state| {
+                if !nothing_waits && !state.is_open() {
+                    return Ok(());
+                }
                 let plan = state.followed(revoked);
                 writer.carry_out(state, plan, &BTreeSet::new())
             });
