@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -15,6 +16,9 @@ use crate::podnet::Netlink;
 
 /// Entries that are judged before commits get their turn again.
 pub(super) const CHUNK: usize = 512;
+
+/// So many chunks are read ahead of those that have been followed.
+const AHEAD: usize = 4;
 
 /// Up to so many addresses are asked for one by one, at two walks of the kernel's table each; for more, all entries are
 /// handed over once.
@@ -69,41 +73,58 @@ impl Looker {
     /// cannot change is told after all the others have been.
     pub(super) fn look(&mut self, concern: &Concern, unused: &[IpNet]) -> Result<(), FlowsError> {
         let begin = Instant::now();
-        let Self { verdicts, mark, revoked, dump, hand, stats } = self;
-        let judging = {
-            let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
-            Judging { mark: *mark, concern, unused, own }
-        };
-        let mut own = None;
-        let mut ends = BTreeSet::new();
-        let mut written = Ok(());
-        let mut follow = |chunk: &mut Vec<Entry>| {
-            FlowStats::count(&stats.seen, chunk.len() as u64);
-            let changes = verdicts.judge(|judge| judging.judge(judge, chunk.drain(..)));
-            if let Err(error) = hand.write(changes, *mark, &mut own, &mut ends, stats)
-                && written.is_ok()
-            {
-                written = Err(error);
-            }
-        };
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let listed = cheapest(filters(concern), TableSize::now()).iter().try_for_each(|filter| {
-            dump.entries(filter, |entry| {
-                if concern.covers(entry.original.source, entry.reply.source) {
-                    chunk.push(entry);
-                    if chunk.len() == CHUNK {
-                        follow(&mut chunk);
-                    }
-                }
-            })
-        });
-        follow(&mut chunk);
-        stats.looked(begin.elapsed());
+        let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut self.hand.node)? };
+        let judging = Judging { mark: self.mark, concern, unused, own };
+        let verdicts = self.verdicts.clone();
+        let mut following = Following::new(&verdicts, judging, &mut self.hand, &self.stats);
+        let listed = list(&mut self.dump, concern, &mut following);
+        let Following { ends, written, .. } = following;
+        self.stats.looked(begin.elapsed());
         listed?;
         written?;
-        revoked.looked(concern, ends);
+        self.revoked.looked(concern, ends);
         Ok(())
     }
+}
+
+/// Lists the entries that a concern covers, and has somebody follow. Reading many and changing many takes both their times if
+/// one thread does it; so where they are more than a chunk a second one follows while this one reads on.
+fn list(dump: &mut Conntrack, concern: &Concern, following: &mut Following<'_>) -> Result<(), FlowsError> {
+    std::thread::scope(|scope| {
+        let mut here = Some(following);
+        let mut there: Option<SyncSender<Vec<Entry>>> = None;
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let mut begun = Ok(());
+        for filter in cheapest(filters(concern), TableSize::now()) {
+            dump.entries(&filter, |entry| {
+                if !concern.covers(entry.original.source, entry.reply.source) {
+                    return;
+                }
+                chunk.push(entry);
+                if chunk.len() < CHUNK {
+                    return;
+                }
+                if let Some(following) = here.take() {
+                    let (chunks, waiting) = sync_channel::<Vec<Entry>>(AHEAD);
+                    let thread = std::thread::Builder::new().name("flows-follow".to_owned());
+                    let work = move || waiting.iter().for_each(|chunk| following.follow(chunk));
+                    begun = thread.spawn_scoped(scope, work).map(drop);
+                    there = Some(chunks);
+                }
+                let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK));
+                if let Some(chunks) = &there {
+                    // Nobody is there to hear it only where the thread could not be started, which is told below.
+                    let _ = chunks.send(full);
+                }
+            })?;
+        }
+        match (here, there) {
+            (Some(following), _) => following.follow(chunk),
+            (None, Some(chunks)) => drop(chunks.send(chunk)),
+            (None, None) => {}
+        }
+        begun.map_err(FlowsError::Thread)
+    })
 }
 
 /// The dumps that together hold every entry that a concern covers.
@@ -204,32 +225,54 @@ impl Judging<'_> {
     }
 }
 
-impl Hand {
-    /// Has the kernel follow, and adds the `ends` of what is revoked then.
-    fn write(
-        &mut self,
-        Changes { delete, mut revoke, resume, stay }: Changes,
-        mark: u32,
-        own: &mut Option<BTreeSet<IpAddr>>,
-        ends: &mut BTreeSet<IpAddr>,
-        stats: &FlowStats,
-    ) -> Result<(), FlowsError> {
+/// Judges entries and has the kernel follow, a chunk at a time.
+struct Following<'a> {
+    verdicts: &'a Verdicts,
+    judging: Judging<'a>,
+    hand: &'a mut Hand,
+    stats: &'a FlowStats,
+    /// The node's own addresses, asked for when first something is denied: mostly nothing is.
+    own: Option<BTreeSet<IpAddr>>,
+    /// The ends of what is revoked then.
+    ends: BTreeSet<IpAddr>,
+    /// The first thing that went wrong. The others are followed nevertheless.
+    written: Result<(), FlowsError>,
+}
+
+impl<'a> Following<'a> {
+    fn new(verdicts: &'a Verdicts, judging: Judging<'a>, hand: &'a mut Hand, stats: &'a FlowStats) -> Self {
+        Self { verdicts, judging, hand, stats, own: None, ends: BTreeSet::new(), written: Ok(()) }
+    }
+
+    fn follow(&mut self, chunk: Vec<Entry>) {
+        FlowStats::count(&self.stats.seen, chunk.len() as u64);
+        let changes = self.verdicts.judge(|judge| self.judging.judge(judge, chunk.into_iter()));
+        if let Err(error) = self.write(changes)
+            && self.written.is_ok()
+        {
+            self.written = Err(error);
+        }
+    }
+
+    fn write(&mut self, changes: Changes) -> Result<(), FlowsError> {
+        let Changes { delete, mut revoke, resume, stay } = changes;
+        let mark = self.judging.mark;
         if !revoke.is_empty() {
-            // Asked for only now: mostly nothing is denied.
-            let own = match own {
+            let own = match &mut self.own {
                 Some(own) => own,
-                None => own.insert(own_addresses(&mut self.node)?),
+                own => own.insert(own_addresses(&mut self.hand.node)?),
             };
             revoke.retain(|e| !own.contains(&e.original.source) && !own.contains(&e.reply.source));
         }
-        ends.extend(stay);
-        ends.extend(revoke.iter().flat_map(|e| [e.original.source, e.reply.source]));
-        for (entries, value, counter) in [(revoke, mark, &stats.cut), (resume, 0, &stats.resumed)] {
+        self.ends.extend(stay);
+        self.ends.extend(revoke.iter().flat_map(|e| [e.original.source, e.reply.source]));
+        let conntrack = &mut self.hand.conntrack;
+        for (entries, value, counter) in [(revoke, mark, &self.stats.cut), (resume, 0, &self.stats.resumed)] {
             let change = |e: Entry| MarkChange { tuple: e.original, zone: e.zone, value, mask: mark };
             let changes: Vec<MarkChange> = entries.into_iter().map(change).collect();
-            FlowStats::count(counter, self.conntrack.set_marks(&changes)?.changed as u64);
+            FlowStats::count(counter, conntrack.set_marks(&changes)?.changed as u64);
         }
-        FlowStats::count(&stats.forgotten, self.conntrack.delete(&delete)?.changed as u64);
+        FlowStats::count(&self.stats.forgotten, conntrack.delete(&delete)?.changed as u64);
         Ok(())
     }
 }
