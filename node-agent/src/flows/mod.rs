@@ -15,6 +15,7 @@
 //! ```
 //!
 //! Until the look is over, the tables judge packets of connections like first ones: nothing that is denied passes meanwhile.
+//! So a look may well come late, and where change follows change it does: looking is not to take more of a node than policy is worth.
 //!
 //! An address that has moved to another pod takes no connection along: its entries are deleted, at once, and what comes next
 //! is judged as new.
@@ -22,6 +23,7 @@
 mod grace;
 mod live;
 mod look;
+mod pace;
 mod ports;
 mod stats;
 
@@ -43,6 +45,7 @@ use crate::podnet::{Netlink, NetlinkError};
 
 use grace::{Grace, Through};
 use look::Looker;
+use pace::Pace;
 
 pub use live::LiveFlow;
 pub(crate) use stats::FlowNumbers;
@@ -205,15 +208,34 @@ fn own_addresses(node: &mut Netlink) -> Result<BTreeSet<IpAddr>, NetlinkError> {
     Ok(node.addresses()?.into_iter().map(|(_, address)| address).collect())
 }
 
+/// What a look is to be at, and who hears of its end.
+#[derive(Debug, Default)]
+struct Due {
+    concern: Concern,
+    waiting: Vec<oneshot::Sender<()>>,
+    /// Commits that are followed then.
+    asks: u64,
+}
+
+impl Due {
+    fn merge(&mut self, other: Self) {
+        self.concern.merge(other.concern);
+        self.waiting.extend(other.waiting);
+        self.asks += other.asks;
+    }
+}
+
 /// Looks, until told to stop. What is heard of during one look goes into the next.
 fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &Follower) {
-    let mut concern = Concern::default();
-    let mut waiting = Vec::new();
-    let mut settled = 0;
+    // Somebody may be waiting for the moved; nobody is for the others, whom the tables judge meanwhile.
+    let mut at_once = Due::default();
+    let mut by_and_by = Due::default();
+    let mut pace = Pace::new(Instant::now());
     let (mut last, mut followed) = (0, 0);
     let mut retry: Option<Instant> = None;
     loop {
-        let first = match retry {
+        let next_look = (by_and_by.asks > 0).then(|| pace.next());
+        let first = match retry.into_iter().chain(next_look).min() {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
@@ -226,27 +248,30 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
             match event {
                 Event::Commit(Commit { number, concern: of, waiting: who }) => {
                     last = last.max(number);
-                    concern.merge(of.the_moved());
+                    at_once.concern.merge(of.the_moved());
                     if of.is_about_others() {
                         // A look before that would miss what they begin, and another would have to follow.
                         FlowStats::count(&looker.stats.under_way, 1);
                         grace.ask(of.others(), who);
                     } else {
-                        waiting.extend(who);
+                        at_once.waiting.extend(who);
                     }
                 }
-                Event::Through(through) => {
-                    concern.merge(through.concern);
-                    waiting.extend(through.waiting);
-                    settled += through.asks;
+                Event::Through(Through { concern, waiting, asks }) => {
+                    by_and_by.merge(Due { concern, waiting, asks });
                 }
                 Event::Stop => return,
             }
             next = events.try_recv().ok();
         }
         retry = None;
-        if !concern.is_empty()
-            && let Err(e) = looker.look(&concern, &[])
+        let mut due = std::mem::take(&mut at_once);
+        let begin = Instant::now();
+        if by_and_by.asks > 0 && pace.next() <= begin {
+            due.merge(std::mem::take(&mut by_and_by));
+        }
+        if !due.concern.is_empty()
+            && let Err(e) = looker.look(&due.concern, &[])
         {
             error!(
                 "connections may go on that policy denies, trying again in {RETRY:?}: {:#}",
@@ -254,16 +279,19 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
             );
             FlowStats::count(&looker.stats.failures, 1);
             retry = Some(Instant::now() + RETRY);
+            at_once = due;
             continue;
         }
-        concern = Concern::default();
-        FlowStats::settle(&looker.stats.under_way, std::mem::take(&mut settled));
+        if due.asks > 0 {
+            pace.looked(begin, begin.elapsed());
+        }
+        FlowStats::settle(&looker.stats.under_way, due.asks);
         if looker.stats.under_way() == 0 && followed != last {
             follower.followed(last, looker.revoked().clone());
             followed = last;
         }
         // Behind that, so that the next change of who has waited meets what is known by now.
-        for done in waiting.drain(..) {
+        for done in due.waiting {
             // Who no longer waits does not want to know.
             let _ = done.send(());
         }
