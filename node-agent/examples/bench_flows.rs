@@ -209,7 +209,11 @@ impl World {
     fn commit_amid_a_look(&mut self) -> Duration {
         self.cluster.apply(somebody("all", self.v6));
         let policy = self.cluster.commit().remove("node").unwrap_or_default();
+        let seen = self.flows.stats().seen();
         let all = self.dataplane.submit(Update { policy, ..Update::default() }).wait().expect("taken");
+        while self.flows.stats().seen() == seen {
+            std::thread::yield_now();
+        }
         let [committed, _] = self.change(vec![elsewhere("one", "pod-1")], &[]);
         all.wait();
         self.change(vec![], &["one", "all"]);

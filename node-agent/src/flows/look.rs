@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ipnet::IpNet;
 use moat_nfnetlink::conntrack::{Conntrack, Deletion, Detail, Entry, Family, Filter, MarkChange};
+use tracing::debug;
 
 use super::stats::FlowStats;
 use super::{FlowsError, own_addresses};
@@ -76,8 +77,9 @@ impl Looker {
         let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut self.hand.node)? };
         let judging = Judging { mark: self.mark, concern, unused, own };
         let verdicts = self.verdicts.clone();
-        let mut following = Following::new(&verdicts, judging, &mut self.hand, &self.stats);
-        let listed = list(&mut self.dump, concern, &mut following);
+        let following = Mutex::new(Following::new(&verdicts, judging, &mut self.hand, &self.stats));
+        let listed = list(&mut self.dump, concern, &following);
+        let following = following.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Following { ends, written, .. } = following;
         self.stats.looked(begin.elapsed());
         listed?;
@@ -89,42 +91,47 @@ impl Looker {
 
 /// Lists the entries that a concern covers, and has somebody follow. Reading many and changing many takes both their times if
 /// one thread does it; so where they are more than a chunk a second one follows while this one reads on.
-fn list(dump: &mut Conntrack, concern: &Concern, following: &mut Following<'_>) -> Result<(), FlowsError> {
+fn list(dump: &mut Conntrack, concern: &Concern, following: &Mutex<Following<'_>>) -> Result<(), FlowsError> {
+    let follow = |chunk| following.lock().unwrap_or_else(PoisonError::into_inner).follow(chunk);
     std::thread::scope(|scope| {
-        let mut here = Some(following);
-        let mut there: Option<SyncSender<Vec<Entry>>> = None;
+        let begin = || -> Option<SyncSender<Vec<Entry>>> {
+            let (chunks, waiting) = sync_channel(AHEAD);
+            let thread = std::thread::Builder::new().name("flows-follow".to_owned());
+            match thread.spawn_scoped(scope, move || waiting.into_iter().for_each(follow)) {
+                Ok(_) => Some(chunks),
+                Err(error) => {
+                    debug!("no thread to follow meanwhile, so this one does: {error}");
+                    None
+                }
+            }
+        };
+        let mut ahead = None;
         let mut chunk = Vec::with_capacity(CHUNK);
-        let mut begun = Ok(());
-        for filter in cheapest(filters(concern), TableSize::now()) {
-            dump.entries(&filter, |entry| {
+        let listed = cheapest(filters(concern), TableSize::now()).iter().try_for_each(|filter| {
+            dump.entries(filter, |entry| {
                 if !concern.covers(entry.original.source, entry.reply.source) {
                     return;
                 }
                 chunk.push(entry);
-                if chunk.len() < CHUNK {
-                    return;
+                if chunk.len() == CHUNK {
+                    let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK));
+                    hand_over(full, ahead.get_or_insert_with(begin).as_ref(), follow);
                 }
-                if let Some(following) = here.take() {
-                    let (chunks, waiting) = sync_channel::<Vec<Entry>>(AHEAD);
-                    let thread = std::thread::Builder::new().name("flows-follow".to_owned());
-                    let work = move || waiting.iter().for_each(|chunk| following.follow(chunk));
-                    begun = thread.spawn_scoped(scope, work).map(drop);
-                    there = Some(chunks);
-                }
-                let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK));
-                if let Some(chunks) = &there {
-                    // Nobody is there to hear it only where the thread could not be started, which is told below.
-                    let _ = chunks.send(full);
-                }
-            })?;
-        }
-        match (here, there) {
-            (Some(following), _) => following.follow(chunk),
-            (None, Some(chunks)) => drop(chunks.send(chunk)),
-            (None, None) => {}
-        }
-        begun.map_err(FlowsError::Thread)
+            })
+        });
+        // What was read is followed, also where the rest cannot be read.
+        hand_over(chunk, ahead.flatten().as_ref(), follow);
+        Ok(listed?)
     })
+}
+
+/// To the other thread, if there is one.
+fn hand_over(chunk: Vec<Entry>, ahead: Option<&SyncSender<Vec<Entry>>>, follow: impl Fn(Vec<Entry>)) {
+    match ahead {
+        // It ends before us only by a panic, which ends us as well.
+        Some(chunks) => drop(chunks.send(chunk)),
+        None => follow(chunk),
+    }
 }
 
 /// The dumps that together hold every entry that a concern covers.

@@ -227,7 +227,8 @@ impl Due {
 
 /// Looks, until told to stop. What is heard of during one look goes into the next.
 fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &Follower) {
-    // Somebody may be waiting for the moved; nobody is for the others, whom the tables judge meanwhile.
+    // For the moved, a pod waits that starts or ends. For the others, whom the tables judge meanwhile, only what is told of this node
+    // waits: that connections follow too.
     let mut at_once = Due::default();
     let mut by_and_by = Due::default();
     let mut pace = Pace::new(Instant::now());
@@ -235,7 +236,7 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
     let mut retry: Option<Instant> = None;
     loop {
         let next_look = (by_and_by.asks > 0).then(|| pace.next());
-        let first = match retry.into_iter().chain(next_look).min() {
+        let first = match retry.or(next_look) {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
@@ -264,6 +265,9 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
             }
             next = events.try_recv().ok();
         }
+        if retry.is_some_and(|at| at > Instant::now()) {
+            continue;
+        }
         retry = None;
         let mut due = std::mem::take(&mut at_once);
         let begin = Instant::now();
@@ -278,6 +282,7 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
                 anyhow::Error::new(e)
             );
             FlowStats::count(&looker.stats.failures, 1);
+            pace.looked(begin, begin.elapsed());
             retry = Some(Instant::now() + RETRY);
             at_once = due;
             continue;

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-/// Where change follows change, looking takes at most one part in so many of a core's time.
+/// Where change follows change, somebody looks for at most one part in so many of the time.
 const SHARE: u32 = 5;
+
+/// A look keeps the next one waiting no longer than this, however long it took: what is enforced is told behind it.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// So much of that time may be taken in advance: a change now and then is looked at as soon as it can be.
 const ADVANCE: Duration = Duration::from_millis(500);
@@ -28,7 +31,7 @@ impl Pace {
 
     /// A look has begun then and taken so long.
     pub(super) fn looked(&mut self, begin: Instant, took: Duration) {
-        self.even = self.even.max(begin) + took * SHARE;
+        self.even = self.even.max(begin) + took + (took * (SHARE - 1)).min(LONGEST);
     }
 }
 
@@ -45,6 +48,14 @@ mod tests {
             assert!(pace.next() <= now);
             pace.looked(now, Duration::from_millis(150));
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_long_behind_a_look_that_took_long() {
+        let start = Instant::now() + ADVANCE;
+        let mut pace = Pace::new(start);
+        pace.looked(start, Duration::from_secs(10));
+        assert!(pace.next() <= start + Duration::from_secs(10) + LONGEST);
     }
 
     #[test]

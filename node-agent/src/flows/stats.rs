@@ -87,7 +87,11 @@ impl Collector for FlowNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = &self.0;
         let counters = [
-            ("flows_looks", "Looks at connections: one at the start, one or two for a commit", stats.looks()),
+            (
+                "flows_looks",
+                "Looks at connections: one at the start, then for commits together and for addresses that moved",
+                stats.looks(),
+            ),
             ("flows_look_failures", "Looks that failed and were tried again", stats.failures()),
             ("flows_seen", "Connections that were looked at", stats.seen()),
             ("flows_cut", "Connections that were revoked because policy denies them now", stats.cut()),

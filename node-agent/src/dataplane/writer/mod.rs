@@ -282,7 +282,8 @@ impl Writer {
         Err(failed.error)
     }
 
-    /// Gives all connections the fast path, unless it is open already or a change is waiting: that one would shut it again.
+    /// Gives all connections the fast path, and keeps who is revoked. Where it is shut and a change waits, which mostly would shut it again,
+    /// it stays so: the look at that change opens it.
     fn followed(&mut self, revoked: Revoked, nothing_waits: bool) {
         // Where a restoration is due, all connections are looked at once more behind it.
         if self.restore_at.is_none() {
