@@ -90,28 +90,38 @@ fn nobodys(family: Family) -> Vec<IpAddr> {
 /// An address that is another's.
 type Claim = fn(&Draft<'_>) -> IpAddr;
 
+/// The hardware address to say it with.
+type Hardware = fn(&Draft<'_>) -> Mac;
+
 /// What a node believes is compared before and after each row: these are to change nothing.
 fn arp(t: &mut Table<'_>) {
     let v4 = |address| match address {
         IpAddr::V4(v4) => v4,
         IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
     };
-    let claims: [(&str, Claim); 3] = [
-        ("limited's", |d| d.of(Who::Limited)),
-        ("the gateway's", |d| d.gateway()),
-        ("the other node's", |d| d.node(1)),
+    let own = |d: &Draft<'_>| d.seat().mac;
+    // With the hardware address of the pod whose address it is, nothing keeps the two apart but the interface.
+    let claims: [(&str, Claim, Hardware); 4] = [
+        ("limited's address", |d| d.of(Who::Limited), own),
+        (
+            "limited's address, and its hardware address",
+            |d| d.of(Who::Limited),
+            |d| d.cast.pod(Who::Limited).mac,
+        ),
+        ("the gateway's address", |d| d.gateway(), own),
+        ("the other node's address", |d| d.node(1), own),
     ];
-    for (whose, claimed) in claims {
+    for (whose, claimed, mac) in claims {
         for (kind, operation) in [("asks", 1), ("answers", 2)] {
-            let name = format!("ARP that {kind} with {whose} address");
+            let name = format!("ARP that {kind} with {whose}");
             let write = |d: &Draft<'_>| {
-                let (own, claimed) = (d.seat().mac, v4(claimed(d)));
-                let eth = Eth::new(own, BROADCAST);
-                let direct = Eth::new(own, d.seat().next);
+                let (mac, claimed) = (mac(d), v4(claimed(d)));
+                let eth = Eth::new(mac, BROADCAST);
+                let direct = Eth::new(mac, d.seat().next);
                 let target = (d.seat().next, v4(d.node(0)));
                 vec![
-                    eth.arp(operation, (own, claimed), ([0; 6], claimed)),
-                    direct.arp(operation, (own, claimed), target),
+                    eth.arp(operation, (mac, claimed), ([0; 6], claimed)),
+                    direct.arp(operation, (mac, claimed), target),
                 ]
             };
             t.row(Sender::Pod(Who::Denied), name, write, &[]);

@@ -379,11 +379,11 @@ fn other6() -> ChainRules {
         names::OTHER6,
         vec![
             routing_header().verdict(spoofed()),
-            Rule::new().neq(Source::L4PROTO, ICMP6).verdict(Verdict::Accept),
+            Rule::new().neq(Source::L4PROTO, ICMP6).eq(ROUTING_HEADER, 0).verdict(Verdict::Accept),
             is(ROUTER_ADVERTISEMENT).verdict(spoofed()),
             is(REDIRECT).verdict(spoofed()),
             of_others.verdict(spoofed()),
-            Rule::new().eq(Source::L4PROTO, ICMP6).verdict(Verdict::Accept),
+            Rule::new().eq(Source::L4PROTO, ICMP6).eq(ROUTING_HEADER, 0).verdict(Verdict::Accept),
             Rule::new().verdict(spoofed()),
         ],
     )
