@@ -25,9 +25,7 @@ pub enum Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// None of those that there are.
-    #[error(
-        "{0:?} is neither https://HOST:PORT, unix:PATH nor http://ADDRESS:PORT; an IPv6 address stands in brackets"
-    )]
+    #[error("{0:?} is neither https://HOST:PORT, unix:PATH nor http://ADDRESS:PORT")]
     Text(String),
     /// Others could read along, and answer in the controller's place.
     #[error(
@@ -59,8 +57,12 @@ impl FromStr for Endpoint {
     }
 }
 
-/// The host that stands in a URL as `text`.
+/// The host that stands in a URL as `text`. The kubelet's variable of a Service's address has no brackets, in which an IPv6 address
+/// should stand; as there is always a port behind it, it is clear without them.
 fn host_of(text: &str) -> Option<String> {
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some(address.to_string());
+    }
     if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return inner.parse::<Ipv6Addr>().ok().map(|address| address.to_string());
     }
@@ -105,6 +107,8 @@ mod tests {
         for good in good {
             assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
         }
+        let bare: Endpoint = "https://2001:db8::1:9471".parse().unwrap();
+        assert_eq!(bare.to_string(), "https://[2001:db8::1]:9471");
         let refused = |text: &str| text.parse::<Endpoint>().unwrap_err();
         assert!(matches!(refused("http://192.0.2.1:9471"), EndpointError::Open(_)));
         let bad = [
@@ -115,7 +119,7 @@ mod tests {
             "127.0.0.1:9471",
             "https://controller",
             "https://:9471",
-            "https://2001:db8::1:9471",
+            "https://2001:db8::1::9471",
             "https://[controller]:9471",
             "https://controller:9471/path",
             "https://me@controller:9471",
