@@ -31,7 +31,7 @@ Reasons:
   mid-stream      it would pick up a TCP connection in the middle
   unknown-pod     the pod's policy is not known yet
   spoofed         the pod may not send this: not from its own addresses, or only a router may say it
-  tunnel          it is for a tunnel's port
+  tunnel          it is for a tunnel's port, or came there from somebody who is no node
   kernel-refused  the kernel did not take the pod's rules, so the pod is closed
 
 Examples:

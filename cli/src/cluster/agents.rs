@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, AttachParams, AttachedProcess, ListParams};
+use kube::client::UpgradeConnectionError;
 use kube::{Client, ResourceExt as _};
 use moat_cni::protocol::Command;
 use moat_cni::stream::Event;
@@ -32,7 +33,7 @@ const CONTAINER: &str = "agent";
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What this needs.
-const EXEC: &str = "run moat in the agents' pods (create pods/exec in moat-system)";
+const EXEC: &str = "run moat in the agents' pods (get and create pods/exec in moat-system)";
 
 /// Asks the agents of these nodes; without any, of the node that `pod` is on. As with sockets, one that cannot be asked is told of,
 /// and it is an error when none can.
@@ -93,7 +94,27 @@ async fn open(client: &Client, node: &str, command: &Command) -> Result<Attached
     // Its standard input ends when we do: else what was begun there would go on for nobody.
     let params = AttachParams::default().container(CONTAINER).stdin(true);
     let words = words(command);
-    pods.exec(&pod.name_any(), words, &params).await.map_err(|error| explain(&error, EXEC))
+    pods.exec(&pod.name_any(), words, &params).await.map_err(|error| refused(&error))
+}
+
+/// Why nothing can be run in an agent's pod. A 403 comes as an answer to the change of protocol, or as one of the API's own.
+fn refused(error: &kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => not_permitted(),
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(code))
+            if code.as_u16() == 403 =>
+        {
+            not_permitted()
+        }
+        _ => explain(error, EXEC),
+    }
+}
+
+fn not_permitted() -> anyhow::Error {
+    anyhow!(
+        "not permitted: this needs to {EXEC}; who may do that can do there whatever an agent can, so no role of moat's \
+         allows it: ask whoever looks after the nodes"
+    )
 }
 
 fn words(command: &Command) -> Vec<&'static str> {
@@ -166,6 +187,19 @@ mod tests {
     use moat_cni::protocol::{Drops, Flows};
 
     use super::*;
+
+    #[test]
+    fn who_may_not_run_anything_there_is_not_sent_for_a_role_that_does_not_allow_it() {
+        let status = kube::core::Status { code: 403, ..kube::core::Status::success() };
+        let switch = UpgradeConnectionError::ProtocolSwitch;
+        let [forbidden, unknown] = [403, 401].map(|code| code.try_into().expect("a status"));
+        for error in [kube::Error::Api(status.boxed()), kube::Error::UpgradeConnection(switch(forbidden))] {
+            let said = refused(&error).to_string();
+            assert!(said.contains("get and create pods/exec") && !said.contains("moat-viewer"), "{said}");
+        }
+        let said = refused(&kube::Error::UpgradeConnection(switch(unknown))).to_string();
+        assert!(!said.contains("not permitted"), "{said}");
+    }
 
     #[test]
     fn what_is_run_in_the_pod() {
