@@ -77,7 +77,7 @@ fn refusal<T>(answer: Result<T, kube::Error>) -> Option<Box<Status>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_rule_of_our_types_refuses_with_its_field_and_what_is_good_is_taken() {
+async fn each_rule_of_a_network_refuses_with_its_field_and_what_is_good_is_taken() {
     let Some(programs) = Programs::find() else { return };
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(programs, folder.path()).await;

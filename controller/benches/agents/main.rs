@@ -113,6 +113,8 @@ async fn main() -> Result<()> {
     println!("memory: {} MB now, {} MB at most (<= 600)", memory.now, memory.most);
 
     let reviews = api.reviews();
+    // Who came back meanwhile is not to count.
+    seen.current.lock().expect("nobody panics with it").clear();
     let began = Instant::now();
     controller.restart()?;
     let [first, half, all] = seen.all_current(agents.len(), began).await?;
