@@ -200,7 +200,7 @@ impl World {
         while self.flows.stats().under_way() > 0 {
             std::thread::yield_now();
         }
-        // Looks keep apart, to take no more than a fifth of a core; each is to be measured as one that comes alone.
+        // Looks keep apart, to take no more than a fifth of the time; each is to be measured as one that comes alone.
         std::thread::sleep((all - committed) * 5);
         [committed, all - committed]
     }

@@ -12,6 +12,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use tokio::sync::oneshot;
 use tracing::debug;
 
+use super::Due;
 use crate::dataplane::Concern;
 
 /// How long to wait where the kernel cannot say (it cannot where CPUs run without a timer tick). Packets take microseconds.
@@ -19,33 +20,18 @@ const INSTEAD: Duration = Duration::from_millis(50);
 
 /// A thread that waits, so that looks need not.
 #[derive(Debug)]
-pub(super) struct Grace(Sender<Through>);
-
-/// Packets are through that were under way when somebody asked.
-#[derive(Debug)]
-pub(super) struct Through {
-    /// Whose connections they may have begun.
-    pub(super) concern: Concern,
-    /// Who waits for the look at them.
-    pub(super) waiting: Vec<oneshot::Sender<()>>,
-    /// How many times it was asked.
-    pub(super) asks: u64,
-}
+pub(super) struct Grace(Sender<Due>);
 
 impl Grace {
     /// Starts the thread. `tell` hears of what was asked about, or of several as one; it says whether anybody still wants
     /// to know.
-    pub(super) fn start(tell: impl Fn(Through) -> bool + Send + 'static) -> std::io::Result<Self> {
-        let (asks, asked) = channel::<Through>();
+    pub(super) fn start(tell: impl Fn(Due) -> bool + Send + 'static) -> std::io::Result<Self> {
+        let (asks, asked) = channel::<Due>();
         std::thread::Builder::new().name("flows-grace".to_owned()).spawn(move || {
-            while let Ok(mut through) = asked.recv() {
-                while let Ok(more) = asked.try_recv() {
-                    through.concern.merge(more.concern);
-                    through.waiting.extend(more.waiting);
-                    through.asks += more.asks;
-                }
+            while let Ok(mut due) = asked.recv() {
+                asked.try_iter().for_each(|more| due.merge(more));
                 wait();
-                if !tell(through) {
+                if !tell(due) {
                     return;
                 }
             }
@@ -56,7 +42,7 @@ impl Grace {
     /// Asks to be told when all packets are through that are under way now.
     pub(super) fn ask(&self, concern: Concern, waiting: Vec<oneshot::Sender<()>>) {
         // The thread lives as long as somebody may ask.
-        let _ = self.0.send(Through { concern, waiting, asks: 1 });
+        let _ = self.0.send(Due { concern, waiting, asks: 1 });
     }
 }
 

@@ -74,17 +74,17 @@ impl Looker {
     /// cannot change is told after all the others have been.
     pub(super) fn look(&mut self, concern: &Concern, unused: &[IpNet]) -> Result<(), FlowsError> {
         let begin = Instant::now();
-        let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut self.hand.node)? };
-        let judging = Judging { mark: self.mark, concern, unused, own };
-        let verdicts = self.verdicts.clone();
-        let following = Mutex::new(Following::new(&verdicts, judging, &mut self.hand, &self.stats));
-        let listed = list(&mut self.dump, concern, &following);
+        let Self { verdicts, mark, revoked, dump, hand, stats } = self;
+        let own = if unused.is_empty() { BTreeSet::new() } else { own_addresses(&mut hand.node)? };
+        let judging = Judging { mark: *mark, concern, unused, own };
+        let following = Mutex::new(Following::new(verdicts, judging, hand, stats));
+        let listed = list(dump, concern, &following);
         let following = following.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Following { ends, written, .. } = following;
-        self.stats.looked(begin.elapsed());
+        stats.looked(begin.elapsed());
         listed?;
         written?;
-        self.revoked.looked(concern, ends);
+        revoked.looked(concern, ends);
         Ok(())
     }
 }

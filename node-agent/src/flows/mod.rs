@@ -43,7 +43,7 @@ use tracing::error;
 use crate::dataplane::{Commit, Concern, Dataplane, Follower, LayoutConfig, Verdicts};
 use crate::podnet::{Netlink, NetlinkError};
 
-use grace::{Grace, Through};
+use grace::Grace;
 use look::Looker;
 use pace::Pace;
 
@@ -97,8 +97,8 @@ struct Addresses {
 enum Event {
     /// Something is in force now.
     Commit(Commit),
-    /// No packet is under way any more that was judged before these were looked at.
-    Through(Through),
+    /// No packet is under way any more that was judged by what was in force before.
+    Through(Due),
     /// Nobody needs it any more.
     Stop,
 }
@@ -258,9 +258,7 @@ fn run(mut looker: Looker, events: &Receiver<Event>, grace: &Grace, follower: &F
                         at_once.waiting.extend(who);
                     }
                 }
-                Event::Through(Through { concern, waiting, asks }) => {
-                    by_and_by.merge(Due { concern, waiting, asks });
-                }
+                Event::Through(due) => by_and_by.merge(due),
                 Event::Stop => return,
             }
             next = events.try_recv().ok();
